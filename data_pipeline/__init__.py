@@ -1,0 +1,1 @@
+"""Shards, plan, loader, converters and the embedded dataset."""

@@ -1,0 +1,1 @@
+"""The embedded procedural dataset: furnished rooms with labels of all tasks."""

@@ -1,0 +1,1 @@
+"""The vision transformer with expert layers: plain tensor code."""
