@@ -1,0 +1,47 @@
+"""What the loader hands to the trainer: images and (image, task) pairs, still in stored form.
+
+A batch is small: pixels travel as uint8 or uint16 and become floats on the device (`data_pipeline.transforms` for
+geometry, `data_pipeline.targets` for values). Only the labels that the plan asked for are here.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of one rank. B images, P pairs, T tasks of the run, S the stored side in pixels.
+
+    Attributes:
+        images: (B, 3, S, S) uint8.
+        mask_valid: (B, S, S) bool; False where the sample's `mask_valid` excludes the pixel; all True without one.
+        pair_image: (P,) int64, index into `images`; pairs are sorted by (task, image).
+        pair_task: (P,) int64, index into the run's tasks.
+        labels: task name -> stored labels of that task's pairs, in pair order: dense (p, C, S, S), vectors (p, C); p may
+            be 0. Every task of the run has an entry. dtype as stored.
+        global_pairs: (T,) int64, pairs of each task in the whole global batch (all ranks, all accumulation steps), so
+            that a mean over it needs no communication.
+        flip: (B,) bool, whether to mirror the image.
+        crop: (B, 4) float32, top, left, height, width as fractions of the side.
+        keys: the B sample keys.
+    """
+
+    images: Tensor
+    mask_valid: Tensor
+    pair_image: Tensor
+    pair_task: Tensor
+    labels: dict[str, Tensor]
+    global_pairs: Tensor
+    flip: Tensor
+    crop: Tensor
+    keys: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with all tensors on `device`."""
+        move = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        labels = {name: value.to(device, non_blocking=True) for name, value in self.labels.items()}
+        return replace(self, labels=labels, **move)
