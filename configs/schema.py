@@ -87,7 +87,7 @@ class ModelConfig(Section):
     shared_blocks: NonNegative = 0
     """The first s blocks run once per image; their routers see no task. 0: the published model."""
     task_embedding: Literal["every_block", "first", "none"] = "every_block"
-    """Where the task's vector is added to all its tokens: before every task-dependent block, before the first, never."""
+    """Where the task's vector is added to its tokens: before every task-dependent block, before the first, or never."""
     renormalize_gates: bool = False
     """Scale the K chosen gates to sum 1; False: use the full softmax's values as they are (published)."""
     router_noise: bool = False

@@ -6,6 +6,8 @@ geometry, `data_pipeline.targets` for values). Only the labels that the plan ask
 
 from dataclasses import dataclass, replace
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,8 +42,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with all tensors on `device`."""
-        move = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
         }
-        labels = {name: value.to(device, non_blocking=True) for name, value in self.labels.items()}
-        return replace(self, labels=labels, **move)
+        moved["labels"] = {name: value.to(device, non_blocking=True) for name, value in self.labels.items()}
+        return replace(self, **moved)
