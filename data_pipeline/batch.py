@@ -5,7 +5,6 @@ geometry, `data_pipeline.targets` for values). Only the labels that the plan ask
 """
 
 from dataclasses import dataclass, replace
-
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ class Batch:
         mask_valid: (B, S, S) bool; False where the sample's `mask_valid` excludes the pixel; all True without one.
         pair_image: (P,) int64, index into `images`; pairs are sorted by (task, image).
         pair_task: (P,) int64, index into the run's tasks.
-        labels: task name -> stored labels of that task's pairs, in pair order: dense (p, C, S, S), vectors (p, C); p may
-            be 0. Every task of the run has an entry. dtype as stored.
+        labels: task name -> stored labels of that task's pairs, in pair order: dense (p, C, S, S), vectors (p, C); p
+            may be 0. Every task of the run has an entry. dtype as stored.
         global_pairs: (T,) int64, pairs of each task in the whole global batch (all ranks, all accumulation steps), so
             that a mean over it needs no communication.
         flip: (B,) bool, whether to mirror the image.
