@@ -29,15 +29,15 @@ class RankEnv:
         """Whether this process writes what only one may write."""
         return self.rank == 0
 
-    def export(self) -> None:
-        """Set the variables that torch.distributed and DeepSpeed read."""
-        os.environ.update(
-            RANK=str(self.rank),
-            WORLD_SIZE=str(self.world),
-            LOCAL_RANK=str(self.local_rank),
-            MASTER_ADDR=self.master_addr,
-            MASTER_PORT=str(self.master_port),
-        )
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that torch.distributed and DeepSpeed read."""
+        return {
+            "RANK": str(self.rank),
+            "WORLD_SIZE": str(self.world),
+            "LOCAL_RANK": str(self.local_rank),
+            "MASTER_ADDR": self.master_addr,
+            "MASTER_PORT": str(self.master_port),
+        }
 
 
 def detect() -> RankEnv:

@@ -1,0 +1,72 @@
+"""The local launcher, with real processes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local import run_ranks
+
+PRINT_RANK = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'])"
+
+
+def test_every_rank_runs_and_all_but_the_first_log_to_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_ranks([sys.executable, "-c", PRINT_RANK], 3, tmp_path) == 0
+    assert capfd.readouterr().out.startswith("0 3 ")
+    assert (tmp_path / "rank_2.log").read_text().startswith("2 3 ")
+
+
+def test_one_failure_stops_the_others_and_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program = "import os, sys, time; sys.exit('no such shard') if os.environ['RANK'] == '1' else time.sleep(60)"
+    start = time.monotonic()
+    assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == 1
+    assert time.monotonic() - start < 30
+    assert "rank 1: no such shard" in capfd.readouterr().err
+
+
+def test_a_clear_error_wins_over_a_lost_peer(tmp_path: Path) -> None:
+    program = "import os, sys, time; r = int(os.environ['RANK']); time.sleep(0.3 * r); sys.exit(1 + r)"
+    assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="relies on PR_SET_PDEATHSIG of Linux")
+def test_ranks_die_with_a_killed_launcher(tmp_path: Path) -> None:
+    rank = (
+        "import os, time; from pathlib import Path; from cluster.local import die_with_launcher; die_with_launcher();"
+        f"Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid())); time.sleep(60)"
+    )
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from cluster.local import run_ranks;"
+            f"run_ranks([sys.executable, '-c', {rank!r}], 2, Path({str(tmp_path)!r}))",
+        ]
+    )
+    pids = [_read_pid(tmp_path / name) for name in ("0", "1")]
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    _wait_until(lambda: not any(map(_alive, pids)))
+
+
+def _read_pid(path: Path) -> int:
+    _wait_until(lambda: path.exists() and path.read_text() != "")
+    return int(path.read_text())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(condition: object, seconds: float = 30.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)

@@ -1,0 +1,76 @@
+"""Recipes, overrides, and the one-line errors that name the nearest key and the file."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import UserError
+from configs.load import RECIPES, differing_keys, dump_config, load_config
+from configs.schema import RunConfig
+
+
+def recipe(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_by_name_and_by_path(path: Path) -> None:
+    name = str(path.relative_to(RECIPES).with_suffix(""))
+    assert load_config(name) == load_config(path)
+
+
+def test_overrides_are_yaml_values_applied_in_order(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "model: {preset: tiny}\n")
+    config = load_config(path, ["train.steps=200", "model.depth=6", "tasks=[normal, semseg]", "train.steps=300"])
+    assert (config.train.steps, config.model.depth, config.tasks) == (300, 6, ("normal", "semseg"))
+    assert load_config(path, ["data.tasks_per_image=null"]).data.tasks_per_image is None
+
+
+@given(steps=st.integers(20, 10**6), lr=st.floats(1e-6, 1.0), seed=st.integers(0, 2**31), ep=st.sampled_from([1, 2, 4]))
+def test_dump_and_load_give_an_equal_configuration(
+    tmp_path_factory: pytest.TempPathFactory, steps: int, lr: float, seed: int, ep: int
+) -> None:
+    config = RunConfig.model_validate(
+        {"seed": seed, "train": {"steps": steps}, "optim": {"lr": lr}, "parallel": {"ep_size": ep}}
+    )
+    path = recipe(tmp_path_factory.mktemp("config"), dump_config(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("optm: {lr: 1}", [], "recipe.yaml: unknown key 'optm', did you mean 'optim'?"),
+        ("optim: {lrr: 1}", [], "recipe.yaml: unknown key 'optim.lrr', did you mean 'optim.lr'?"),
+        ("", ["train.stepz=3"], "override 'train.stepz=3': unknown key 'train.stepz', did you mean 'train.steps'?"),
+        ("", ["train.steps"], "not of the form key.sub=value"),
+        ("", ["train.steps=many"], "override 'train.steps=many': train.steps: "),
+        ("tasks: [normal, dept_zbuffer]", [], "unknown task 'dept_zbuffer': did you mean 'depth_zbuffer'?"),
+        ("tasks: [normal, normal]", [], "task 'normal' is given twice"),
+        ("train: {task_weights: {semseg: 2}}", [], "train.task_weights names 'semseg'"),
+        ("model: {mlp_top_k: 9}", [], "mlp_top_k 9 exceeds mlp_experts 8"),
+        ("data: {image_size: 60}", [], "data.image_size 60 is not a multiple of model.patch_size 8"),
+        ("a: [", [], "recipe.yaml: not valid YAML at line 1"),
+        ("- 1", [], "holds a list, expected keys and values"),
+    ],
+)
+def test_mistakes_get_one_line_that_says_where(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(recipe(tmp_path, text), overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_recipe_names_the_nearest_one() -> None:
+    with pytest.raises(UserError, match="did you mean the recipe 'quickstart'"):
+        load_config("quikstart")
+
+
+def test_differing_keys_are_dotted() -> None:
+    one = RunConfig()
+    other = one.model_copy(update={"seed": 3, "train": one.train.model_copy(update={"steps": 7})})
+    assert differing_keys(one, other) == ["seed", "train.steps"]
