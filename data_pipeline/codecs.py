@@ -1,0 +1,197 @@
+"""Arrays to bytes and back: the members of a shard.
+
+Images and dense labels are PNG (8 or 16 bit, lossless); vectors are npy. JPEG, WebP and npy labels are read as well. A
+PNG's depth is taken from its own header: image libraries reduce some 16-bit files to 8 bits without a word, and a label
+of the wrong depth would train a wrong model.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from configs.errors import UserError
+from configs.tasks import Encoding, TaskSpec
+from data_pipeline.sample import AnyArray
+
+IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+LABEL_SUFFIXES = ("png", "npy")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Channels per colour type, PNG specification (ISO/IEC 15948) table 11.1; type 3 is a palette.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def encode_image(rgb: NDArray[np.uint8]) -> tuple[str, bytes]:
+    """Encode an (H, W, 3) uint8 image without loss; return the suffix of its member and the bytes.
+
+    Raises:
+        UserError: another shape or dtype.
+    """
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise UserError(f"an image must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+    return "png", _encode_png(rgb)
+
+
+def encode_mask(mask: NDArray[np.uint8]) -> tuple[str, bytes]:
+    """Encode an (H, W) uint8 mask (0 unknown, 255 known); return the suffix of its member and the bytes.
+
+    Raises:
+        UserError: another shape or dtype.
+    """
+    if mask.dtype != np.uint8 or mask.ndim != 2:
+        raise UserError(f"mask_valid must be (H, W) uint8, not {mask.shape} {mask.dtype}")
+    return "png", _encode_png(mask)
+
+
+def encode_label(spec: TaskSpec, array: AnyArray) -> tuple[str, bytes]:
+    """Encode a label in its task's stored encoding without loss; return the suffix of its member and the bytes.
+
+    Args:
+        spec: the task.
+        array: dense (H, W) or (H, W, C), vectors (C,); dtype as in `spec.encoding`.
+
+    Raises:
+        UserError: shape or dtype do not fit `spec.encoding`.
+    """
+    stored = _check_label(spec, array, f"label '{spec.name}'")
+    if stored.dtype == np.uint8 or (stored.dtype == np.uint16 and stored.ndim == 2):
+        return "png", _encode_png(stored)
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(stored), allow_pickle=False)
+    return "npy", buffer.getvalue()
+
+
+def decode_member(suffix: str, data: bytes, where: str) -> AnyArray:
+    """Decode an image or array member.
+
+    Args:
+        suffix: png, jpg, jpeg, webp or npy.
+        data: the member's bytes.
+        where: shard, key and member, for messages.
+
+    Returns:
+        (H, W) uint8 or uint16, (H, W, 3) uint8, or whatever array an npy holds.
+
+    Raises:
+        UserError: the bytes are damaged, or the format is not one of these.
+    """
+    try:
+        match suffix:
+            case "png":
+                return _decode_png(data, where)
+            case "jpg" | "jpeg":
+                return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+            case "webp":
+                return np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB"))
+            case "npy":
+                return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, SyntaxError, UnidentifiedImageError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where} is damaged ({reason}): restore the shard or pack it again") from None
+    raise UserError(f"{where} has an unknown format '{suffix}': use {', '.join((*IMAGE_SUFFIXES, 'npy'))}")
+
+
+def decode_image(suffix: str, data: bytes, where: str) -> NDArray[np.uint8]:
+    """Decode an (H, W, 3) uint8 image; a grey file becomes three equal channels.
+
+    Raises:
+        UserError: as `decode_member`, or the member is not an 8-bit image.
+    """
+    image = decode_member(suffix, data, where)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise UserError(f"{where} must be an 8-bit grey or RGB image, but is {image.shape} {image.dtype}")
+    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
+
+
+def decode_label(spec: TaskSpec, suffix: str, data: bytes, where: str) -> AnyArray:
+    """Decode a label and check it against its task's encoding.
+
+    Args:
+        spec: the task.
+        suffix: png or npy.
+        data: the member's bytes.
+        where: shard, key and member, for messages.
+
+    Returns:
+        Dense (H, W) or (H, W, C), vectors (C,); dtype as in `spec.encoding` (float16 vectors become float32).
+
+    Raises:
+        UserError: damaged bytes, wrong bit depth, wrong number of channels, or a lossy format.
+    """
+    if suffix not in LABEL_SUFFIXES:
+        raise UserError(f"{where} has format '{suffix}', but labels must be {' or '.join(LABEL_SUFFIXES)}")
+    return _check_label(spec, decode_member(suffix, data, where), where)
+
+
+def image_shape(suffix: str, data: bytes, where: str) -> tuple[int, int]:
+    """Return (height, width) in pixels of an encoded image from its header alone.
+
+    Raises:
+        UserError: not an image, or a damaged header.
+    """
+    if suffix not in IMAGE_SUFFIXES:
+        raise UserError(f"{where} has format '{suffix}', but images must be {', '.join(IMAGE_SUFFIXES)}")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
+        raise UserError(f"{where} is not a readable {suffix} image: restore the shard or pack it again") from None
+
+
+def _check_label(spec: TaskSpec, array: AnyArray, where: str) -> AnyArray:
+    """Return `array` if it fits the task's encoding; float16 vectors become float32."""
+    encoding = spec.encoding
+    if not spec.dense and array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if not spec.dense:
+        shape_fits = array.shape == (encoding.channels,)
+    elif encoding.channels == 1:
+        shape_fits = array.ndim == 2
+    else:
+        shape_fits = array.ndim == 3 and array.shape[2] == encoding.channels
+    if array.dtype != np.dtype(encoding.dtype) or not shape_fits:
+        raise UserError(
+            f"{where} is {_describe(array)}, but task '{spec.name}' stores {_expected(spec, encoding)}: "
+            "convert the label again from its source"
+        )
+    return array
+
+
+def _describe(array: AnyArray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _expected(spec: TaskSpec, encoding: Encoding) -> str:
+    if not spec.dense:
+        return f"{encoding.dtype} of shape ({encoding.channels},)"
+    return f"{encoding.dtype} of shape (H, W{f', {encoding.channels}' if encoding.channels > 1 else ''})"
+
+
+def _encode_png(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _decode_png(data: bytes, where: str) -> AnyArray:
+    if len(data) < 26 or not data.startswith(_PNG_SIGNATURE):
+        raise UserError(f"{where} is not a PNG file: restore the shard or pack it again")
+    depth, colour = data[24], data[25]
+    if (depth, colour) not in ((8, 0), (8, 2), (16, 0)):
+        raise UserError(
+            f"{where} is a PNG of {depth} bits and {_PNG_CHANNELS.get(colour, 0)} channels (colour type {colour}): "
+            "only grey of 8 or 16 bits and RGB of 8 bits are read without loss; convert it"
+        )
+    image = Image.open(io.BytesIO(data), formats=["PNG"])
+    array = np.asarray(image)
+    if array.dtype != (np.uint16 if depth == 16 else np.uint8):
+        raise UserError(
+            f"{where} was read as {array.dtype} from a PNG of {depth} bits: convert it to plain grey or RGB"
+        )
+    return array
