@@ -1,0 +1,163 @@
+"""Storage: a folder of plain WebDataset tars with one index of what lies where.
+
+`ShardWriter` and `write_index` make such a folder; `build_index` makes the index of tars from elsewhere; `ShardIndex`
+reads them.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+import webdataset
+
+from configs.errors import UserError
+from configs.tasks import TASKS, get_task
+from data_pipeline.codecs import encode_image, encode_label, encode_mask
+from data_pipeline.index import INDEX_FILE, IndexFile, ShardIndex
+from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, ShardEntry, scan_shard
+
+__all__ = ["INDEX_FILE", "ShardEntry", "ShardIndex", "ShardWriter", "build_index", "write_index"]
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+
+
+class ShardWriter:
+    """Write samples into one shard; the file appears under its name only when it is complete.
+
+    Use as a context manager. The bytes depend on the samples alone: no times, no users.
+
+    Attributes:
+        path: the shard, `<name>.tar`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """`path`: the shard to write; its folder must exist."""
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._entry: ShardEntry | None = None
+        self._side = 0
+
+    def __enter__(self) -> "ShardWriter":
+        self._file = self._partial.open("wb")
+        # A fixed owner and time make the bytes reproducible; GNU headers carry keys longer than 100 characters.
+        self._tar = webdataset.TarWriter(
+            self._file, mtime=0, encoder=False, user="modsquad", group="modsquad", format="GNU_FORMAT"
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._tar.close()
+            if error is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                entry = scan_shard(self._partial)
+                os.replace(self._partial, self.path)
+                _sync_folder(self.path.parent)
+                self._entry = entry.model_copy(update={"file": self.path.name})
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    @property
+    def entry(self) -> ShardEntry:
+        """The shard's part of the index; exists once the context is left."""
+        assert self._entry is not None, "the entry exists after the writer is closed"
+        return self._entry
+
+    def write(self, sample: Sample) -> None:
+        """Append one sample.
+
+        Raises:
+            UserError: a bad key, an image that is not square or differs in size from the first one, a label that does
+                not fit its task's encoding or the image.
+        """
+        self._tar.write({"__key__": sample.key, **self._encode(sample)})
+
+    def _encode(self, sample: Sample) -> dict[str, bytes]:
+        if not _KEY.fullmatch(sample.key):
+            raise UserError(f"sample key '{sample.key}' may hold letters, digits, '_', '-' and '/' only: rename it")
+        try:
+            encoded = {IMAGE_FIELD: encode_image(sample.rgb)}
+            encoded |= {task: encode_label(get_task(task), label) for task, label in sample.labels.items()}
+            if sample.mask_valid is not None:
+                encoded[MASK_FIELD] = encode_mask(sample.mask_valid)
+        except UserError as error:
+            raise UserError(f"sample {sample.key}: {error}") from None
+        self._check_sizes(sample)
+        members = {f"{field}.{suffix}": data for field, (suffix, data) in encoded.items()}
+        return {**members, f"{META_FIELD}.json": json.dumps(dict(sample.meta), sort_keys=True).encode()}
+
+    def _check_sizes(self, sample: Sample) -> None:
+        self._side = self._side or sample.rgb.shape[0]
+        pictures: dict[str, AnyArray] = {IMAGE_FIELD: sample.rgb}
+        pictures |= {task: label for task, label in sample.labels.items() if get_task(task).dense}
+        if sample.mask_valid is not None:
+            pictures[MASK_FIELD] = sample.mask_valid
+        for field, array in pictures.items():
+            if array.shape[:2] != (self._side, self._side):
+                height, width = array.shape[:2]
+                raise UserError(
+                    f"sample {sample.key}: '{field}' is {height} x {width} pixels, but everything in {self.path.name} "
+                    f"must be {self._side} x {self._side}: resize it"
+                )
+
+
+def write_index(folder: Path, entries: Iterable[ShardEntry]) -> None:
+    """Write index.json for the shards of `folder`, atomically.
+
+    Raises:
+        UserError: no shard, shards of different image sizes, or a key that two samples share.
+    """
+    shards = tuple(sorted(entries, key=lambda entry: entry.file))
+    if not shards:
+        raise UserError(f"{folder} holds no tar shards: nothing to index")
+    side = shards[0].side
+    owner: dict[str, str] = {}
+    for shard in shards:
+        if shard.side != side:
+            raise UserError(
+                f"{folder}: images are {side} pixels in {shards[0].file}, but {shard.side} in {shard.file}: "
+                "pack them in one size"
+            )
+        for key in shard.keys:
+            if key in owner:
+                raise UserError(f"{folder}: sample {key} is in {owner[key]} and again in {shard.file}: remove one")
+            owner[key] = shard.file
+    fields = frozenset[str]().union(*(shard.fields for shard in shards))
+    index = IndexFile(side=side, tasks=tuple(sorted(fields & TASKS.keys())), shards=shards)
+    _write_atomically(folder / INDEX_FILE, index.model_dump_json().encode())
+
+
+def build_index(folder: Path) -> None:
+    """Index every `*.tar` of a folder that was written elsewhere, and write its index.json.
+
+    Raises:
+        UserError: no shard, or a shard that `scan_shard` or `write_index` refuses.
+    """
+    write_index(folder, [scan_shard(path) for path in sorted(folder.glob("*.tar"))])
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
