@@ -1,0 +1,302 @@
+"""Brings tokens to their experts and back: within one process, or over the ranks that share an expert layer.
+
+Dropless. Over ranks, a token travels once to each rank that holds some of its experts, with the list of them and their
+gates, and comes back from there as one combined row. Every rank takes part in the same collectives in the same order,
+however few tokens or experts it has; all gradients are exact.
+
+Shape legend: S tokens of this rank, K experts chosen per token, C = S * K choices, token-major; M rows present at this
+rank's experts, A (row, expert) assignments among them, row-major; D width, E experts, F any width.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from configs.errors import UserError
+from model.expert_order import ExpertOrder, expert_order, inverse_of, permute_rows, sum_runs
+
+
+@dataclass
+class TrafficMeter:
+    """Bytes that token exchange has moved between this rank and the others, forward and backward, since the start."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The ranks over which every expert layer is sharded; rank r holds experts [r * E / size, (r + 1) * E / size).
+
+    Attributes:
+        size: number of ranks; 1: nothing is ever sent.
+        rank: this process' rank within the group.
+        process_group: the group; None: the default group, where `size` > 1.
+        meter: counts the bytes of all layers built with this group.
+    """
+
+    size: int = 1
+    rank: int = 0
+    process_group: dist.ProcessGroup | None = None
+    meter: TrafficMeter = field(default_factory=TrafficMeter, compare=False)
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.size
+
+    def experts(self, num_experts: int) -> range:
+        """Return the experts of this rank; raises UserError where `size` does not divide their number."""
+        if num_experts % self.size:
+            raise UserError(
+                f"an expert layer of {num_experts} experts cannot be sharded over {self.size} ranks: choose an ep_size "
+                f"that divides {num_experts}, or another number of experts"
+            )
+        local = num_experts // self.size
+        return range(self.rank * local, (self.rank + 1) * local)
+
+
+class Exchange(ABC):
+    """One layer call's way between tokens at home and the experts' rows.
+
+    Attributes:
+        order: the assignments that this rank's experts serve.
+    """
+
+    order: ExpertOrder
+
+    @abstractmethod
+    def dispatch(self, x_SD: Tensor, gates_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (M, D) rows of the tokens that chose this rank's experts, and (A,) their gates, in x's dtype."""
+
+    @abstractmethod
+    def combine(self, y_MD: Tensor) -> Tensor:
+        """Return (S, D): the sum, per token at home, of its rows from all ranks."""
+
+    @abstractmethod
+    def choices_home(self, q_AF: Tensor) -> Tensor:
+        """Bring one row per assignment home: (C, F)."""
+
+    @abstractmethod
+    def choices_out(self, a_CF: Tensor) -> Tensor:
+        """Send one row per choice to its expert: (A, F)."""
+
+
+def make_exchange(experts_SK: Tensor, num_experts: int, group: ExpertGroup) -> Exchange:
+    """Return the exchange for one layer call.
+
+    Args:
+        experts_SK: (S, K) int64, distinct experts per token, each below `num_experts`.
+        num_experts: E over all ranks of the group.
+        group: whose ranks hold the experts; all of them must call this, in the same order.
+    """
+    if group.size == 1:
+        return LocalExchange(experts_SK, num_experts)
+    return RankExchange(experts_SK, num_experts, group)
+
+
+class LocalExchange(Exchange):
+    """All experts are here: rows are the tokens, assignments are the choices."""
+
+    def __init__(self, experts_SK: Tensor, num_experts: int) -> None:
+        tokens, top_k = experts_SK.shape
+        token_C = torch.arange(tokens, device=experts_SK.device).repeat_interleave(top_k)
+        self.order = expert_order(experts_SK.flatten(), token_C, tokens, num_experts)
+
+    def dispatch(self, x_SD: Tensor, gates_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens and gates as they are."""
+        return x_SD, gates_SK.flatten().to(x_SD.dtype)
+
+    def combine(self, y_MD: Tensor) -> Tensor:
+        """Return the rows as they are."""
+        return y_MD
+
+    def choices_home(self, q_AF: Tensor) -> Tensor:
+        """Return the rows as they are."""
+        return q_AF
+
+    def choices_out(self, a_CF: Tensor) -> Tensor:
+        """Return the rows as they are."""
+        return a_CF
+
+
+class RankExchange(Exchange):
+    """Experts are sharded over a group of ranks.
+
+    Two small integer collectives set it up: how many rows and choices go where, then the expert of every choice. After
+    that, each method is one variable-split all-to-all forward and one backward.
+    """
+
+    def __init__(self, experts_SK: Tensor, num_experts: int, group: ExpertGroup) -> None:
+        tokens, self._top_k = experts_SK.shape
+        local = len(group.experts(num_experts))
+        self._slots = min(self._top_k, local)  # most experts of one rank that a token can have
+
+        owner_C, self._leave_C = (experts_SK.flatten() // local).sort(stable=True)
+        token_C = self._leave_C // self._top_k
+        first_C = _starts_run(owner_C * tokens + token_C)
+        self._token_M = token_C[first_C]  # token of each row that leaves, owner-major
+        rows_to = torch.bincount(owner_C[first_C], minlength=group.size)
+        choices_to = torch.bincount(owner_C, minlength=group.size)
+        sent = torch.stack([rows_to, choices_to], dim=1)
+        received = _all_to_all_equal(sent, group)
+        rows_sent, choices_sent, rows_received, choices_received = torch.cat([sent, received], dim=1).T.tolist()
+        self._rows = _Splits(rows_sent, rows_received, group)
+        self._choices = _Splits(choices_sent, choices_received, group)
+
+        # One integer per choice says which local expert it is for, and in its last bit whether a new row begins.
+        expert_C = experts_SK.flatten()[self._leave_C] % local
+        code_A = _all_to_all((expert_C * 2 + first_C).int(), self._choices).long()
+        row_A, slot_A = _rows_and_slots(code_A % 2 == 1)
+        self.order = expert_order(code_A // 2, row_A, sum(rows_received), local)
+        self._cell_A = row_A * self._slots + slot_A  # where the gates of arriving rows are
+        row_C, slot_C = _rows_and_slots(first_C)
+        self._arrive_C = inverse_of(self._leave_C)
+        self._cell_C = (row_C * self._slots + slot_C)[self._arrive_C]
+        home_M, self._place_M = self._token_M.sort(stable=True)
+        self._bounds = torch.searchsorted(home_M, torch.arange(tokens + 1, device=home_M.device))
+
+    def dispatch(self, x_SD: Tensor, gates_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """Send each token once to each rank that holds some of its experts; its gates fill the row's last columns."""
+        x_MD: Tensor = _Spread.apply(x_SD, self._token_M, self._place_M, self._bounds)  # type: ignore[no-untyped-call]
+        cells = x_SD.new_zeros(len(self._token_M) * self._slots)
+        cells = cells.scatter(0, self._cell_C, gates_SK.flatten().to(x_SD.dtype))
+        sent = torch.cat([x_MD, cells.view(-1, self._slots)], dim=1)
+        received: Tensor = _AllToAll.apply(sent, self._rows)  # type: ignore[no-untyped-call]
+        rows_MD, gates = torch.split(received, [x_SD.shape[1], self._slots], dim=1)
+        return rows_MD, gates.flatten().gather(0, self._cell_A)
+
+    def combine(self, y_MD: Tensor) -> Tensor:
+        """Send the rows home and sum them there."""
+        back_MD: Tensor = _AllToAll.apply(y_MD, self._rows.reversed())  # type: ignore[no-untyped-call]
+        y_SD: Tensor = _Collect.apply(back_MD, self._token_M, self._place_M, self._bounds)  # type: ignore[no-untyped-call]
+        return y_SD
+
+    def choices_home(self, q_AF: Tensor) -> Tensor:
+        """Send one row per assignment home, and put them in token-major order."""
+        q_CF: Tensor = _AllToAll.apply(q_AF, self._choices.reversed())  # type: ignore[no-untyped-call]
+        return permute_rows(q_CF, self._arrive_C, self._leave_C)
+
+    def choices_out(self, a_CF: Tensor) -> Tensor:
+        """Send one row per choice to the rank of its expert."""
+        a_CF = permute_rows(a_CF, self._leave_C, self._arrive_C)
+        a_AF: Tensor = _AllToAll.apply(a_CF, self._choices)  # type: ignore[no-untyped-call]
+        return a_AF
+
+
+def sum_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
+    """Return the sum of `x` over the ranks of a group; its gradient is the sum of the ranks' gradients.
+
+    Right where every rank adds the same function of the sum to its loss and gradients are then averaged over ranks.
+    None stands for the default group; without torch.distributed the result is `x`.
+    """
+    if not dist.is_initialized() or dist.get_world_size(process_group) == 1:
+        return x
+    total: Tensor = _SumOverRanks.apply(x, process_group)  # type: ignore[no-untyped-call]
+    return total
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """How many rows go to, and come from, each rank of the group."""
+
+    sent: list[int]
+    received: list[int]
+    group: ExpertGroup
+
+    def reversed(self) -> "_Splits":
+        return _Splits(self.received, self.sent, self.group)
+
+
+def _starts_run(key_C: Tensor) -> Tensor:
+    """Whether each element of an ascending key differs from the one before it."""
+    first_C = torch.ones_like(key_C, dtype=torch.bool)
+    first_C[1:] = key_C[1:] != key_C[:-1]
+    return first_C
+
+
+def _rows_and_slots(first_A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the row of each assignment and its rank within the row, from where rows begin."""
+    row_A = first_A.cumsum(0) - 1
+    begin_M = first_A.nonzero().flatten()
+    return row_A, torch.arange(len(row_A), device=row_A.device) - begin_M[row_A]
+
+
+def _all_to_all(x: Tensor, splits: _Splits) -> Tensor:
+    received = x.new_empty(sum(splits.received), *x.shape[1:])
+    group = splits.group
+    dist.all_to_all_single(received, x.contiguous(), splits.received, splits.sent, group=group.process_group)
+    row_bytes = x.element_size() * x.shape[1:].numel()
+    group.meter.sent_bytes += (sum(splits.sent) - splits.sent[group.rank]) * row_bytes
+    group.meter.received_bytes += (sum(splits.received) - splits.received[group.rank]) * row_bytes
+    return received
+
+
+def _all_to_all_equal(x: Tensor, group: ExpertGroup) -> Tensor:
+    """Row r goes to rank r."""
+    ones = [1] * group.size
+    return _all_to_all(x, _Splits(ones, ones, group))
+
+
+class _AllToAll(torch.autograd.Function):
+    """Rows to their ranks; gradients the same way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, splits: _Splits) -> Tensor:
+        ctx.splits = splits
+        return _all_to_all(x, splits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _all_to_all(grad, ctx.splits.reversed()), None
+
+
+class _Spread(torch.autograd.Function):
+    """x[token]; a token occurs once per rank that it visits. The transpose of `_Collect`."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SD: Tensor, token_M: Tensor, place_M: Tensor, bounds: Tensor) -> Tensor:
+        ctx.save_for_backward(place_M, bounds)
+        return x_SD.index_select(0, token_M)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor, None, None, None]:
+        return sum_runs(grad_MD.contiguous(), *ctx.saved_tensors), None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    """Sum of each token's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, y_MD: Tensor, token_M: Tensor, place_M: Tensor, bounds: Tensor) -> Tensor:
+        ctx.save_for_backward(token_M)
+        return sum_runs(y_MD, place_M, bounds)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor, None, None, None]:
+        (token_M,) = ctx.saved_tensors
+        return grad_SD.index_select(0, token_M), None, None, None
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
+        ctx.process_group = process_group
+        return _reduced(x, process_group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _reduced(grad, ctx.process_group), None
+
+
+def _reduced(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=process_group)
+    return total
