@@ -1,4 +1,4 @@
-"""What a run folder holds, read back: configuration, logged steps, evaluations, routing ledgers, squads.
+"""What a run folder holds, read back: configuration, logged steps, evaluations, routing ledgers.
 
 Only reads; whatever is absent is None or empty, so that a caller can name it as missing. Files that exist but do not
 parse are user errors with the file's name: they were edited or torn.
@@ -7,13 +7,14 @@ parse are user errors with the file's name: they were edited or torn.
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import RunConfig
+from model.routing_stats import RoutingLedger
 
 # JSON has no NaN: writers put null where a number could not be computed.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -24,8 +25,19 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    @classmethod
+    def from_values(cls, values: Any, where: str) -> Self:
+        """Return the record that `values` (parsed JSON) describe.
 
-RecordT = TypeVar("RecordT", bound=Record)
+        Raises:
+            UserError: a key is missing or of the wrong type; starts with `where`.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"])) or "top level"
+            raise UserError(f"{where}: {key}: {first['msg']}") from None
 
 
 class StepRecord(Record):
@@ -86,8 +98,11 @@ def read_steps(run_dir: Path) -> list[StepRecord]:
     if not path.is_file():
         return []
     complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    lines = enumerate(complete.splitlines(), start=1)
-    return [parse(StepRecord, line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    records = []
+    for number, line in enumerate(complete.splitlines(), start=1):
+        where = f"{path}, line {number}"
+        records.append(StepRecord.from_values(parse_json(line, where), where))
+    return records
 
 
 def read_latest_evaluation(run_dir: Path, split: str = "val") -> EvaluationRecord | None:
@@ -97,26 +112,35 @@ def read_latest_evaluation(run_dir: Path, split: str = "val") -> EvaluationRecor
         UserError: the file does not parse.
     """
     files = sorted((run_dir / "evaluation").glob(f"step_*_{split}.json"))
-    return parse(EvaluationRecord, files[-1].read_text(encoding="utf-8"), str(files[-1])) if files else None
+    if not files:
+        return None
+    where = str(files[-1])
+    return EvaluationRecord.from_values(parse_json(files[-1].read_text(encoding="utf-8"), where), where)
 
 
-def latest_ledger_file(run_dir: Path) -> Path | None:
-    """Return the routing ledger of the highest evaluated step, or None."""
-    return max((run_dir / "routing").glob("step_*.json"), default=None)
-
-
-def parse(kind: type[RecordT], text: str, where: str) -> RecordT:
-    """Return `text` (JSON) as a `kind`.
+def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
+    """Return the highest evaluated step and its routing ledger, or None.
 
     Raises:
-        UserError: not JSON, or a key is missing or of the wrong type; starts with `where`.
+        UserError: the file does not parse, or has another format version.
+    """
+    path = max((run_dir / "routing").glob("step_*.json"), default=None)
+    if path is None:
+        return None
+    try:
+        ledger = RoutingLedger.from_json(parse_json(path.read_text(encoding="utf-8"), str(path)))
+    except KeyError as error:
+        raise UserError(f"{path}: key {error} is missing; evaluate the run again") from None
+    return int(path.stem.removeprefix("step_")), ledger
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        UserError: not JSON; starts with `where`.
     """
     try:
-        values: Any = json.loads(text)
-        return kind.model_validate(values)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON ({error.msg}); was it edited or cut short?") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "top level"
-        raise UserError(f"{where}: {key}: {first['msg']}") from None

@@ -22,8 +22,10 @@ class SquadLayer(Record):
 class SquadSummary(Record):
     """A squad beside the whole model, on the same validation images.
 
-    `before` is the whole model, `after` the squad. MACs are those of one image and this one task. `unaffected_share`
-    is the mean over layers of the layers' shares. `image_size` is the model input's side in pixels.
+    `before` is the whole model, `after` the squad. MACs are those of one image for this one task; they stay, since
+    every token still uses K experts. `unaffected_tokens` is the share of tokens whose chosen experts all stay in every
+    layer, `unaffected_images` that of images whose tokens all do: their predictions are the same. `image_size` is the
+    model input's side in pixels.
     """
 
     task: str
@@ -39,7 +41,8 @@ class SquadSummary(Record):
     parameters_after: int
     macs_before: int
     macs_after: int
-    unaffected_share: Number
+    unaffected_tokens: Number
+    unaffected_images: Number
     layers: tuple[SquadLayer, ...]
 
     @property
