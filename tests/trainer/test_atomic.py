@@ -30,5 +30,5 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*x\.txt: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write .*x\.txt: File exists"):
         write_text_atomically(tmp_path / "file" / "x.txt", "text")
