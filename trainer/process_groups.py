@@ -1,0 +1,79 @@
+"""The process groups of a run: the world, the ranks that share experts, the ranks that hold the same experts.
+
+All are created here, with one timeout, so that no collective can hang for longer than the configuration allows.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from cluster.env import RankEnv
+from cluster.groups import Layout
+from configs.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessGroups:
+    """The groups that one rank belongs to.
+
+    Attributes:
+        world: all ranks.
+        expert: the `layout.ep_size` consecutive ranks over which each expert layer is sharded.
+        expert_data: the ranks, one of each expert group, that hold the same experts.
+    """
+
+    layout: Layout
+    world: dist.ProcessGroup
+    expert: dist.ProcessGroup
+    expert_data: dist.ProcessGroup
+
+
+def join_world(env: RankEnv, timeout_seconds: float) -> None:
+    """Meet the other ranks; does nothing when that has happened. A single process needs no port.
+
+    CUDA tensors travel by NCCL, those on the CPU (checkpoints, agreements) by gloo.
+
+    Raises:
+        UserError: the other ranks did not come in time, or rank 0 cannot be reached.
+    """
+    os.environ.update(env.variables())
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(env.local_rank)
+        backend += ",cuda:nccl"
+    timeout = timedelta(seconds=timeout_seconds)
+    if env.world == 1:
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    try:
+        dist.init_process_group(backend, init_method="env://", timeout=timeout)
+    except dist.DistError as error:
+        raise UserError(
+            f"rank {env.rank} of {env.world} could not meet the others at {env.master_addr}:{env.master_port} "
+            f"within {timeout_seconds:g} s: check that all ranks were started and that this address is reachable "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def create_groups(layout: Layout, timeout_seconds: float) -> ProcessGroups:
+    """Create the groups of `layout`; every rank of the world calls this together."""
+    timeout = timedelta(seconds=timeout_seconds)
+    return ProcessGroups(
+        layout=layout,
+        world=_own_group([list(range(layout.world))], timeout),
+        expert=_own_group(layout.expert_groups(), timeout),
+        expert_data=_own_group(layout.expert_data_groups(), timeout),
+    )
+
+
+def _own_group(ranks_of_groups: list[list[int]], timeout: timedelta) -> dist.ProcessGroup:
+    """Create one group for each list of ranks and return the one that holds this rank."""
+    groups = [dist.new_group(ranks, timeout=timeout) for ranks in ranks_of_groups]
+    own: dist.ProcessGroup = next(group for group in groups if group is not dist.GroupMember.NON_GROUP_MEMBER)
+    return own
