@@ -1,0 +1,151 @@
+"""The `modsquad` command.
+
+Exit status: 0 done; 2 a mistake that the user can mend, told in one line; 130 and 143 interrupted after a safe save;
+1 a fault of ours, with its traceback (`--debug` shows the traceback of every error).
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from configs.errors import UserError
+from trainer.cli_data import app as data_app
+
+app = typer.Typer(
+    name="modsquad",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train modular multi-task vision transformers: squads of experts, one router per task.",
+)
+app.add_typer(data_app, name="data")
+
+Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: key.sub=value.", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+) -> None:
+    del debug  # read by main(), which sees errors that pass through here
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder that receives everything.")] = Path("runs/quickstart"),
+    rooms: Annotated[int, typer.Option(min=16, help="Rooms to train on.")] = 1000,
+    held_out: Annotated[int, typer.Option(min=8, help="Rooms to evaluate on.")] = 128,
+    overrides: Overrides = None,
+) -> None:
+    """Rooms, shards, training on two processes, evaluation, two squads and a report, in about five minutes on a CPU."""
+    from trainer.quickstart import run_quickstart
+
+    sys.exit(run_quickstart(out, rooms=rooms, held_out=held_out, overrides=overrides or []))
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved configuration and stop.")] = False,
+) -> None:
+    """Train; resume when the run folder holds a checkpoint. Alone: one process; or under torchrun, deepspeed, srun."""
+    from configs.load import dump_config, load_config
+
+    resolved = load_config(config, overrides or [])
+    if print_config:
+        print(dump_config(resolved), end="")
+        return
+    from cluster.env import detect
+    from cluster.local import die_with_launcher
+    from trainer.loop import Interrupted, Trainer
+
+    die_with_launcher()
+    try:
+        Trainer(resolved, detect()).fit()
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_status)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+) -> None:
+    """Evaluate the latest checkpoint on every task, against a constant predictor."""
+    from trainer.evaluate import evaluate_run
+    from trainer.tables import evaluation_table
+
+    Console().print(evaluation_table(evaluate_run(run, split)))
+
+
+@app.command()
+def extract(
+    run: Run,
+    task: Annotated[str, typer.Option(help="Task whose squad leaves.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder of the squad; default RUN/squads/TASK.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Keep experts chosen by a larger share of the task's tokens.")
+    ] = None,
+) -> None:
+    """Cut one task's squad out of a trained model and measure it beside the whole."""
+    from trainer.extraction import extract_task
+    from trainer.tables import squad_table
+
+    options = {} if threshold is None else {"threshold": threshold}
+    Console().print(squad_table([extract_task(run, task, out or run / "squads" / task, **options)]))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Squad folder, exported model or run folder.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Photos of any size.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder that receives pictures and arrays.", show_default=False)],
+    tasks: Annotated[str | None, typer.Option(help="Tasks separated by commas; default: all of the model.")] = None,
+) -> None:
+    """Predict tasks on photos."""
+    from trainer.predict import predict as run_prediction
+
+    written = run_prediction(model, images, out, tasks=tasks.split(",") if tasks else None)
+    Console().print(f"wrote {len(written)} files to {out}")
+
+
+@app.command()
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+) -> None:
+    """Write the whole model of the latest checkpoint as one safetensors file."""
+    from trainer.export import export_model
+
+    export_model(run, out)
+    Console().print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write RUN/report/index.html and its pictures."""
+    from trainer.report import write_report
+
+    Console().print(f"wrote {write_report(run)}")
+
+
+if __name__ == "__main__":
+    main()

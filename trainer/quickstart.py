@@ -1,0 +1,85 @@
+"""`modsquad quickstart`: the whole road on one machine, small.
+
+Every stage finds what an earlier, interrupted start has finished, and goes on from there.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.local import run_ranks
+from configs.load import load_config
+from data_pipeline.rooms.source import RoomsSource
+from trainer.cli_data import pack_with_progress
+from trainer.extraction import extract_task, read_summary
+from trainer.report import write_report
+from trainer.run_files import read_latest_evaluation
+from trainer.tables import evaluation_table, squad_table
+
+RANKS = 2
+ROOMS_PER_SHARD = 64
+HELD_OUT_OFFSET = 10_000_000  # held-out rooms have numbers that no training set reaches
+SQUADS = ("normal", "class_scene")
+
+
+def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[str] = ()) -> int:
+    """Make rooms, train, evaluate, extract two squads, write the report.
+
+    Args:
+        out: folder of the run; the rooms go to `out/data`.
+        rooms, held_out: rooms to train on and to evaluate on.
+        overrides: dotted overrides of the recipe `quickstart`.
+
+    Returns:
+        The exit status: 0, or the training processes' own.
+
+    Raises:
+        UserError: a mistake in the overrides, no space, an unusable folder.
+    """
+    console = Console()
+    train, val = out / "data" / "train", out / "data" / "val"
+    arguments = [f"run_dir={out}", f"data.train={train}", f"data.val={val}", *overrides]
+    config = load_config("quickstart", arguments)
+    steps, size = config.train.steps, config.data.image_size
+
+    console.rule("1/4 rooms")
+    workers = os.cpu_count() or 1
+    for folder, count, offset in ((train, rooms, 0), (val, held_out, HELD_OUT_OFFSET)):
+        source = RoomsSource(images=count, size=size, seed=config.seed, offset=offset)
+        pack_with_progress(source, folder, workers=workers, samples_per_shard=ROOMS_PER_SHARD)
+
+    console.rule("2/4 training and evaluation")
+    evaluation = read_latest_evaluation(out)
+    if evaluation is None or evaluation.step != steps:
+        command = [sys.executable, "-m", "trainer.cli", "train", "quickstart", *arguments]
+        if status := run_ranks(command, RANKS, out / "logs"):
+            return status
+        evaluation = read_latest_evaluation(out)
+        assert evaluation is not None, "training ends with an evaluation"
+    console.print(evaluation_table(evaluation))
+
+    console.rule("3/4 squads")
+    squads = {task: out / "squads" / task for task in SQUADS if task in evaluation.tasks}
+    console.print(
+        squad_table([read_summary(to, step=steps) or extract_task(out, task, to) for task, to in squads.items()])
+    )
+
+    console.rule("4/4 report")
+    console.print(_next_steps(out, write_report(out), val), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _next_steps(out: Path, page: Path, val: Path) -> str:
+    return f"""All of it is in {out}:
+  {page}   pictures of every task, the task x expert map, loss curves
+  {out / "metrics.jsonl"}, {out / "evaluation"}, {out / "checkpoints"}, {out / "squads"}
+
+Try next:
+  modsquad data show {val} rooms.png                        look at the rooms and their labels
+  modsquad predict {out / "squads" / SQUADS[0]} PHOTO.jpg --out predictions   run a squad on a photo of yours
+  modsquad extract {out} --task depth_zbuffer               take out another task's squad
+  modsquad train quickstart --print                         see every setting; change any with key.sub=value
+"""
