@@ -1,1 +1,1 @@
-"""The embedded procedural dataset: furnished rooms with labels of all tasks."""
+"""The embedded dataset: furnished rooms, ray-cast on the CPU, with exact labels for all tasks."""
