@@ -141,7 +141,8 @@ def expert_map_chart(path: Path, tasks: Sequence[str], maps: Sequence[ExpertMap]
     order_T = task_order([item.share_TE for item in maps])
     columns = min(_MAP_COLUMNS, len(maps))
     rows = math.ceil(len(maps) / columns)
-    with _figure(path, rows=rows, columns=columns, row_height=0.6 + 0.19 * len(tasks)) as (figure, axes):
+    row_height = 0.45 + 0.19 * len(tasks) + 0.7 / rows  # titles, tasks, and the colour bar's part
+    with _figure(path, rows=rows, columns=columns, row_height=row_height) as (figure, axes):
         image = None
         for index, (axis, item) in enumerate(zip(axes, maps, strict=False)):
             share_TE = item.share_TE[order_T]
@@ -158,7 +159,7 @@ def expert_map_chart(path: Path, tasks: Sequence[str], maps: Sequence[ExpertMap]
         for axis in axes[len(maps) :]:
             axis.set_visible(False)
         if image is not None:
-            bar = figure.colorbar(image, ax=axes[: len(maps)], fraction=0.02, pad=0.01, aspect=30)
+            bar = figure.colorbar(image, ax=axes[: len(maps)], location="bottom", shrink=0.35, aspect=45, pad=0.02)
             bar.outline.set_visible(False)
             bar.set_label("share of the task's tokens")
 

@@ -5,7 +5,7 @@ Pure functions from values to markup. All text that comes from outside passes `e
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -52,8 +52,8 @@ class Section:
     """One part of the page; `body` is markup, everything else text."""
 
     title: str
-    caption: str
     body: str
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def page(title: str, subtitle: str, tiles: Sequence[tuple[str, str]], sections: 
     """Return the whole document; `tiles` are (label, value) of the headline numbers."""
     numbers = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in tiles)
     parts = "\n".join(
-        f"<section><h2>{escape(part.title)}</h2>\n<p>{escape(part.caption)}</p>\n{part.body}</section>"
+        f"<section><h2>{escape(part.title)}</h2>\n"
+        + (f"<p>{escape(part.caption)}</p>\n" if part.caption else "")
+        + f"{part.body}</section>"
         for part in sections
     )
     return (
@@ -93,10 +95,9 @@ def missing(what: str, remedy: str) -> str:
     return f'<p class="missing">Missing: {escape(what)}. {escape(remedy)}</p>\n'
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Return a table; columns whose first cell is a number are right-aligned and rounded to four digits."""
-    numeric = [isinstance(cell, int | float) for cell in rows[0]] if rows else [False] * len(headers)
-    style = [' class="number"' if is_number else "" for is_number in numeric]
+def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Collection[str] = ()) -> str:
+    """Return a table; numbers are rounded to four digits, the columns named in `right` are right-aligned."""
+    style = [' class="number"' if header in right else "" for header in headers]
     head = "".join(f"<th{kind}>{escape(text)}</th>" for text, kind in zip(headers, style, strict=True))
     body = "\n".join(
         "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, style, strict=True)) + "</tr>"
