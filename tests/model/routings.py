@@ -1,0 +1,23 @@
+"""Routing drawn at random, and how far two results are apart."""
+
+import torch
+from torch import Tensor
+
+from model.router import Routing
+
+
+def random_routing(tokens: int, num_experts: int, top_k: int, idle: int | None = None) -> Routing:
+    """Routing whose leaf is `logits_SE`, the same at every call; expert `idle` is chosen by no token."""
+    logits = torch.randn(tokens, num_experts, generator=torch.Generator().manual_seed(tokens))
+    if idle is not None:
+        logits[:, idle] = -100.0
+    logits.requires_grad_()
+    probs = logits.softmax(-1)
+    chosen = probs.topk(top_k)
+    return Routing(probs_SE=probs, gates_SK=chosen.values, experts_SK=chosen.indices, logits_SE=logits)
+
+
+def relative_error(ours: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of `exact`."""
+    assert ours.shape == exact.shape
+    return ((ours.double() - exact.double()).norm() / (exact.double().norm() + 1e-12)).item()
