@@ -7,7 +7,7 @@ parse are user errors with the file's name: they were edited or torn.
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -38,6 +38,9 @@ class Record(BaseModel):
             first = error.errors(include_url=False)[0]
             key = ".".join(map(str, first["loc"])) or "top level"
             raise UserError(f"{where}: {key}: {first['msg']}") from None
+
+
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 class StepRecord(Record):
@@ -100,8 +103,7 @@ def read_steps(run_dir: Path) -> list[StepRecord]:
     complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
     records = []
     for number, line in enumerate(complete.splitlines(), start=1):
-        where = f"{path}, line {number}"
-        records.append(StepRecord.from_values(parse_json(line, where), where))
+        records.append(parse(StepRecord, line, f"{path}, line {number}"))
     return records
 
 
@@ -112,10 +114,7 @@ def read_latest_evaluation(run_dir: Path, split: str = "val") -> EvaluationRecor
         UserError: the file does not parse.
     """
     files = sorted((run_dir / "evaluation").glob(f"step_*_{split}.json"))
-    if not files:
-        return None
-    where = str(files[-1])
-    return EvaluationRecord.from_values(parse_json(files[-1].read_text(encoding="utf-8"), where), where)
+    return parse(EvaluationRecord, files[-1].read_text(encoding="utf-8"), str(files[-1])) if files else None
 
 
 def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
@@ -132,6 +131,15 @@ def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing; evaluate the run again") from None
     return int(path.stem.removeprefix("step_")), ledger
+
+
+def parse(kind: type[RecordT], text: str, where: str) -> RecordT:
+    """Return the record that a JSON text describes.
+
+    Raises:
+        UserError: not JSON, or a key is missing or of the wrong type; starts with `where`.
+    """
+    return kind.from_values(parse_json(text, where), where)
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -11,6 +11,7 @@ from configs.load import dump_config
 from configs.schema import RunConfig
 from model.layer_routing import ExpertLayerInfo, LayerRouting
 from model.routing_stats import RoutingLedger
+from trainer.squad_summary import SquadLayer, SquadSummary
 
 TASKS = ("depth_zbuffer", "normal")
 LAYERS = (
@@ -86,3 +87,28 @@ def write_run_folder(run_dir: Path) -> Path:
     (run_dir / "evaluation" / f"step_{STEPS:08d}_val.json").write_text(json.dumps(evaluation))
     (run_dir / "routing" / f"step_{STEPS:08d}.json").write_text(json.dumps(ledger().to_json()))
     return run_dir
+
+
+def squad_summary() -> SquadSummary:
+    layers = tuple(
+        SquadLayer(name=layer.name, kind=layer.kind, num_experts=4, kept=(2, 3), unaffected_share=0.99)
+        for layer in LAYERS
+    )
+    return SquadSummary(
+        task="normal",
+        step=STEPS,
+        threshold=0.01,
+        image_size=64,
+        images=16,
+        metric="mean_angle_deg",
+        higher_is_better=False,
+        value_before=30.0,
+        value_after=30.15,
+        parameters_before=2_000_000,
+        parameters_after=900_000,
+        macs_before=50_000_000,
+        macs_after=50_000_000,
+        unaffected_tokens=0.98,
+        unaffected_images=0.75,
+        layers=layers,
+    )

@@ -1,0 +1,58 @@
+"""A tiny model and tiny shards: 16 pixels, two blocks, a dense task with gaps, one of unit vectors, one of classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from configs.schema import RunConfig
+from data_pipeline.sample import Sample
+from data_pipeline.shards import ShardWriter, write_index
+from model.mod_squad import ModSquad
+
+SIDE = 16
+TASKS = ("class_scene", "depth_zbuffer", "normal")
+UNLABELLED = 1  # the sample without a class
+
+
+def tiny_config(run_dir: Path) -> RunConfig:
+    model = {
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "attention_experts": 4,
+        "attention_top_k": 2,
+        "mlp_experts": 4,
+        "mlp_top_k": 2,
+    }
+    return RunConfig.model_validate(
+        {
+            "run_dir": str(run_dir),
+            "tasks": TASKS,
+            "model": model,
+            "data": {"image_size": SIDE, "val": str(run_dir / "val"), "train": str(run_dir / "val"), "workers": 0},
+            "train": {"steps": 7},
+            "optim": {"warmup_steps": 1},
+            "evaluate": {"batch_size": 2},
+        }
+    )
+
+
+def tiny_model(config: RunConfig, seed: int = 3) -> ModSquad:
+    return ModSquad(config.model, config.task_specs, config.data.image_size, seed=seed).eval()
+
+
+def write_shards(folder: Path, samples: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    with ShardWriter(folder / "shard_000000.tar") as writer:
+        for index in range(samples):
+            labels = {
+                "class_scene": random.dirichlet(np.ones(365)).astype(np.float32),
+                "depth_zbuffer": random.integers(512, 4096, (SIDE, SIDE)).astype(np.uint16),
+                "normal": random.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8),
+            }
+            if index == UNLABELLED:
+                del labels["class_scene"]
+            rgb = random.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+            writer.write(Sample(key=f"sample_{index:06d}", rgb=rgb, labels=labels))
+    write_index(folder, [writer.entry])
