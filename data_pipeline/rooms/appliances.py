@@ -149,7 +149,7 @@ def barrel(kit: Kit, frame: Frame) -> None:
         piece.ring((0, 0, z), 0.262 if z == 0.4 else 0.238, 0.012, hoop)
 
 
-def bin_(kit: Kit, frame: Frame) -> None:
+def paper_bin(kit: Kit, frame: Frame) -> None:
     """A waste-paper bin of radius 0.16."""
     piece, body = kit.thing("bin", frame), kit.accent()
     piece.cone((0, 0, 0.18), 0.12, 0.15, 0.18, body)

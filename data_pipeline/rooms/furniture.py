@@ -182,8 +182,3 @@ def floor_lamp(kit: Kit, frame: Frame) -> None:
     piece.cylinder((0, 0, 0.015), 0.14, 0.015, metal)
     piece.cylinder((0, 0, 0.75), 0.014, 0.74, metal)
     piece.cone((0, 0, 1.58), 0.2, 0.13, 0.13, kit.shine(LAMPLIGHT, 0.7))
-
-
-def wardrobe_height(kit: Kit) -> float:
-    """Heights of wardrobes and tall cabinets."""
-    return kit.between(1.75, 2.1)

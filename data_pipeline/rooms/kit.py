@@ -1,6 +1,6 @@
 """What builders of things share: the scene, a random generator, the room's colours, and tops to put things on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -103,3 +103,7 @@ class Kit:
     def screen(self) -> Material:
         """A display that is on."""
         return self.material(self.palette.dark(), "screen", gloss=0.3, glow=0.8)
+
+
+Maker = Callable[[Kit, Frame], None]
+"""Builds a thing in a frame."""

@@ -17,7 +17,7 @@ from data_pipeline.rooms.render import View
 from data_pipeline.rooms.scene import Floats
 from data_pipeline.sample import AnyArray
 
-_UNITS_PER_METRE = 512
+_UNITS_PER_METRE = np.float32(512)
 _UNKNOWN_DEPTH = 65535
 _SIZE = 512  # side of the official images
 
@@ -33,14 +33,16 @@ def class_object(view: View) -> AnyArray:
     for cls, part in zip(OBJECT_CLASSES, area, strict=True):
         if cls.imagenet is not None and part > 0:
             share[cls.imagenet] += np.sqrt(part) * (0.1 if cls.structure else 1.0)
-    return np.log(share / share.sum()).astype(np.float32)
+    logits: Floats = np.log(share / share.sum()).astype(np.float32)
+    return logits
 
 
 def class_scene(view: View) -> AnyArray:
     """(365,) float32 probabilities of the Places classes: nearly 1 for the room's type."""
     probability = np.full(365, 1e-4)
     probability[PLACES_INDEX[view.scene_type]] = 1.0
-    return (probability / probability.sum()).astype(np.float32)
+    normalised: Floats = (probability / probability.sum()).astype(np.float32)
+    return normalised
 
 
 def depth_euclidean(view: View) -> AnyArray:
@@ -67,7 +69,7 @@ def edge_occlusion(view: View) -> AnyArray:
 
 def edge_texture(view: View) -> AnyArray:
     """(n, n) uint16: gradient magnitude of the blurred luma, as a Canny detector before thinning (sigma 3 of 512)."""
-    return _gray16(0.5 * _gradient(gaussian_filter(view.gray, max(0.6, 3 * view.size / _SIZE))))
+    return _gray16(0.4 * _gradient(gaussian_filter(view.gray, max(0.6, 3 * view.size / _SIZE))))
 
 
 def keypoints2d(view: View) -> AnyArray:
@@ -92,7 +94,8 @@ def normal(view: View) -> AnyArray:
 
 def encode_normal(vectors: Floats) -> NDArray[np.uint8]:
     """Unit vectors (..., 3) as bytes."""
-    return np.rint((np.clip(vectors, -1, 1) + 1) * 127.5).astype(np.uint8)
+    encoded: NDArray[np.uint8] = np.rint((np.clip(vectors, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return encoded
 
 
 def principal_curvature(view: View) -> AnyArray:

@@ -79,7 +79,7 @@ def _march(
     where = np.nonzero(chosen)
     if len(where[0]) == 0:
         return t
-    o, d, s = (np.broadcast_to(a, (len(a), *chosen.shape))[(slice(None), *where)] for a in (origin, direction, size))
+    o, d, s = (np.stack([np.broadcast_to(row, chosen.shape)[where] for row in a]) for a in (origin, direction, size))
     speed = np.sqrt((d * d).sum(0))
     now, end = t[where], leave[where]
     gap = np.zeros_like(now)

@@ -58,8 +58,8 @@ class View:
     @cached_property
     def gray(self) -> Floats:
         """(n, n) float32 luma of the image in [0, 1] (ITU-R BT.601)."""
-        luma: Floats = self.rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
-        return luma
+        luma: Floats = self.rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        return luma / np.float32(255)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,8 @@ def _closure(point: Floats, normal: Floats, depth: Floats, focal: float) -> Floa
             square = (away * away).sum(-1) + 1e-6
             rise = (away * normal).sum(-1) / np.sqrt(square)
             closed += np.clip(rise - 0.08, 0, 1) / (1 + square * 12)
-    return np.clip(closed * (1.4 / 12), 0, 0.8)
+    share: Floats = np.clip(closed * (1.4 / 12), 0, 0.8)
+    return share
 
 
 def _moved(image: Floats, dy: int, dx: int) -> Floats:

@@ -1,11 +1,10 @@
 """Small things: what stands on tops and shelves, and what hangs on walls and ceilings."""
 
 import math
-from collections.abc import Callable, Sequence
 
 from data_pipeline.rooms import toys
 from data_pipeline.rooms.furniture import LAMPLIGHT, laptop
-from data_pipeline.rooms.kit import Kit, Top
+from data_pipeline.rooms.kit import Kit, Maker, Top
 from data_pipeline.rooms.scene import Frame
 
 
@@ -117,7 +116,7 @@ def picture(kit: Kit, frame: Frame, half_x: float, half_z: float) -> None:
     piece.box(
         (0, -0.008, 0),
         (half_x, 0.012, half_z),
-        kit.material((kit.palette.accent()[0], kit.palette.leaf()[1]), "picture"),
+        kit.material((kit.palette.accent()[0], kit.rng.choice((kit.palette.leaf(), kit.palette.toy()))[0]), "picture"),
     )
     for i in (-1, 1):
         piece.box((i * half_x, -0.012, 0), (0.02, 0.018, half_z + 0.02), wood)
@@ -181,10 +180,10 @@ def ring_tower(kit: Kit, frame: Frame) -> None:
     piece.ball((0, 0, 0.31), (0.035, 0.035, 0.035), kit.toy())
 
 
-Maker = Callable[[Kit, Frame], None]
+Menu = tuple[tuple[Maker, float, float], ...]
+"""What may stand on a top: builder, half width and height in metres at scale 1."""
 
-# Menus: what may stand on a top, with its half width and height in metres at scale 1.
-HOUSEHOLD: tuple[tuple[Maker, float, float], ...] = (
+HOUSEHOLD: Menu = (
     (vase, 0.1, 0.3),
     (bottles, 0.16, 0.4),
     (bowl_of_fruit, 0.15, 0.17),
@@ -195,14 +194,14 @@ HOUSEHOLD: tuple[tuple[Maker, float, float], ...] = (
     (carton, 0.13, 0.2),
     (teddy, 0.15, 0.36),
 )
-KITCHEN: tuple[tuple[Maker, float, float], ...] = (
+KITCHEN: Menu = (
     (bottles, 0.16, 0.4),
     (bowl_of_fruit, 0.15, 0.17),
     (cup, 0.08, 0.11),
     (plate, 0.12, 0.05),
     (vase, 0.1, 0.3),
 )
-DESK: tuple[tuple[Maker, float, float], ...] = (
+DESK: Menu = (
     (books, 0.15, 0.12),
     (cup, 0.08, 0.11),
     (table_lamp, 0.13, 0.4),
@@ -210,7 +209,7 @@ DESK: tuple[tuple[Maker, float, float], ...] = (
     (bottle, 0.06, 0.36),
     (laptop, 0.17, 0.25),
 )
-TOYS: tuple[tuple[Maker, float, float], ...] = (
+TOYS: Menu = (
     (toys.car, 0.26, 0.2),
     (toys.bus, 0.3, 0.26),
     (toys.train, 0.42, 0.26),
@@ -226,10 +225,10 @@ TOYS: tuple[tuple[Maker, float, float], ...] = (
     (blocks, 0.18, 0.36),
     (ring_tower, 0.13, 0.35),
 )
-DISPLAY: tuple[tuple[Maker, float, float], ...] = (*HOUSEHOLD[:3], HOUSEHOLD[4], *TOYS[:10])
+DISPLAY: Menu = (*HOUSEHOLD[:3], HOUSEHOLD[4], *TOYS[:10])
 
 
-def fill_top(kit: Kit, top: Top, menu: Sequence[tuple[Maker, float, float]], share: float) -> None:
+def fill_top(kit: Kit, top: Top, menu: Menu, share: float) -> None:
     """Stand things side by side on a top, each in a slot of its own, scaled down where the space is low."""
     x = -top.half_x
     while x < top.half_x - 0.1:

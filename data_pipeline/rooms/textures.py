@@ -116,7 +116,7 @@ def _checker(s: Spots) -> Floats:
 
 def _brick(s: Spots) -> Floats:
     course = s.v / (s.period * 0.4)
-    along = s.u / s.period + 0.5 * (np.floor(course) % 2)
+    along: Floats = s.u / s.period + (np.floor(course) % 2 * 0.5).astype(np.float32)
     tone = 0.7 * _hash(np.floor(along), np.floor(course)) + 0.3 * s.value(9, 9)
     joint = ((_to_line(along) < 0.03) | (_to_line(course) < 0.08)) * s.fade(s.period * 0.2)
     return s.mix(tone) * (1 - joint)[:, None] + 0.6 * joint[:, None]
@@ -140,7 +140,10 @@ def _carpet(s: Spots) -> Floats:
 
 
 def _marble(s: Spots) -> Floats:
-    return s.mix(0.5 + 0.5 * np.sin(5 * s.u + 9 * s.value(2, 2, 3)))
+    """Cloudy stone with thin veins where a bent wave crosses zero."""
+    bent = np.sin(3 * s.u + 2 * s.v + 9 * s.value(1.5, 1.5, 3))
+    veins = np.clip(1 - 6 * np.abs(bent), 0, 1)
+    return s.mix(0.3 * s.value(4, 4, 2) + 0.6 * veins)
 
 
 def _dots(s: Spots) -> Floats:
@@ -152,7 +155,8 @@ def _dots(s: Spots) -> Floats:
 def _panel(s: Spots) -> Floats:
     a, b = (s.u / s.period) % 1, (s.v / (s.period * 2)) % 1
     edge = (np.minimum(np.minimum(a, 1 - a), 2 * np.minimum(b, 1 - b)) < 0.06) * s.fade(s.period * 0.2)
-    return s.mix(0.3 * s.value(2, 12)) * (1 - 0.35 * edge)[:, None]
+    grooved: Floats = s.mix(0.3 * s.value(2, 12)) * (1 - 0.35 * edge)[:, None]
+    return grooved
 
 
 def _picture(s: Spots) -> Floats:
@@ -161,7 +165,8 @@ def _picture(s: Spots) -> Floats:
     above = np.clip((s.v - hills) * 40, 0, 1)[:, None]
     sky = s.ground * (0.9 + 0.6 * np.clip(s.v, -0.5, 0.5))[:, None]
     land = s.figure * (0.35 + 0.8 * s.value(11, 11, 2))[:, None]
-    return np.clip(sky * above + land * (1 - above), 0, 1)
+    scene: Floats = np.clip(sky * above + land * (1 - above), 0, 1)
+    return scene
 
 
 def _sky(s: Spots) -> Floats:
@@ -169,7 +174,8 @@ def _sky(s: Spots) -> Floats:
     blue = np.array([0.55, 0.75, 1.0], np.float32) * (1.15 + 0.4 * np.clip(s.v, -1, 1))[:, None]
     trees = np.array([0.16, 0.3, 0.1], np.float32) * (0.5 + 0.9 * s.value(16, 16))[:, None]
     above = np.clip((s.v + 0.28 - 0.4 * s.value(4, 4, 3)) * 12, 0, 1)[:, None]
-    return blue * above + trees * (1 - above)
+    scene: Floats = blue * above + trees * (1 - above)
+    return scene
 
 
 def _books(s: Spots) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 from data_pipeline.rooms.camera import SampleGrid
 from data_pipeline.rooms.primitives import MISS, intersect
 from data_pipeline.rooms.scene import Bools, Floats, Ints, Kind, Solids
+from data_pipeline.sample import AnyArray
 
 _TILE = 8
 _CHUNK = 256  # pairs intersected at once: 16 k rays, which stay in a core's cache
@@ -139,7 +140,8 @@ def light_visibility(solids: Solids, points: Floats, lit: Bools, lights: Floats)
     padding = ((0, -height % _TILE), (0, -width % _TILE))
     points_TSR = _light_tiles(np.pad(points, (*padding, (0, 0)), mode="edge"))
     lit_TSR = _light_tiles(np.pad(lit, padding)[..., None])[..., 0]
-    tile, solid = _shadow_pairs(solids, points_TSR, lit_TSR.any((1, 2)), lights)
+    used: Bools = lit_TSR.reshape(len(lit_TSR), -1).max(1)
+    tile, solid = _shadow_pairs(solids, points_TSR, used, lights)
     hidden = np.zeros(lit_TSR.shape, bool)
     for kind, pick in _chunks(solids.kind[solid]):
         s, t = solid[pick], tile[pick]
@@ -157,7 +159,7 @@ def light_visibility(solids: Solids, points: Floats, lit: Bools, lights: Floats)
     return image.reshape(rows * _TILE, columns * _TILE)[:height, :width]
 
 
-def _light_tiles(image: Floats | Bools) -> np.ndarray:
+def _light_tiles(image: AnyArray) -> AnyArray:
     """(T, 16, 4, C): tiles of 8 x 8 pixels, grouped by the light sample that they use."""
     rows, columns, channels = image.shape[0] // _TILE, image.shape[1] // _TILE, image.shape[2]
     split = image.reshape(rows, 2, 4, columns, 2, 4, channels).transpose(0, 3, 2, 5, 1, 4, 6)

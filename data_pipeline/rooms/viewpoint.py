@@ -72,7 +72,7 @@ def _score(solids: Solids, camera: Camera) -> float:
     largest = share[furniture].max(initial=0.0)
     return float(
         np.minimum(np.sqrt(share[furniture]), 0.35).sum()
-        - 2.0 * (depth < 0.9).mean()
+        - 2.0 * (depth < 1.1).mean()
         - 1.5 * max(0.0, largest - 0.35)
         - 1.0 * max(0.0, 1.8 - float(np.median(depth)))
     )
