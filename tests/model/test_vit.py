@@ -1,0 +1,100 @@
+"""The backbone: what depends on the task, what is computed once, what survives checkpointing."""
+
+import copy
+
+import pytest
+import torch
+from fairscale.nn.checkpoint import checkpoint_wrapper
+
+from model.layer_routing import LayerRouting
+from model.vit import expert_layers
+from tests.model.models import SIDE, TASKS, VARIANTS, config, images, model, pairs
+
+EVERYTHING = pairs([0, 1], [0, 1], [0], [])
+
+
+def test_placement_names_the_expert_layers() -> None:
+    def names(**changes: object) -> list[str]:
+        return [layer.name for layer in expert_layers(config(**changes))]
+
+    assert names() == ["blocks.0.attention", "blocks.1.mlp", "blocks.2.attention"]
+    assert names(placement="mlp") == ["blocks.0.mlp", "blocks.1.mlp", "blocks.2.mlp"]
+    assert names(placement="every", depth=1) == ["blocks.0.attention", "blocks.0.mlp"]
+    modules = dict(model().backbone.named_modules())
+    assert all(layer.name in modules for layer in expert_layers(config()))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pairs_do_not_influence_each_other(variant: str) -> None:
+    backbone = model(**VARIANTS[variant]).eval().backbone
+    x = images(2)
+    together, _ = backbone(x, *EVERYTHING)
+    for number, (image, task) in enumerate(zip(*EVERYTHING, strict=True)):
+        alone, _ = backbone(x[image : image + 1], torch.tensor([0]), task.view(1))
+        assert torch.allclose(alone[0], together[number], atol=1e-5)
+
+
+def test_tasks_differ_from_the_first_task_dependent_block_on() -> None:
+    backbone = model(shared_blocks=2).eval().backbone
+    rows: dict[int, int] = {}
+    for index, block in enumerate(backbone.blocks):
+        block.register_forward_hook(lambda _m, inputs, _y, index=index: rows.update({index: len(inputs[0])}))
+    tokens, _ = backbone(images(2), *EVERYTHING)
+    assert rows == {0: 2, 1: 2, 2: 5}
+    assert not torch.allclose(tokens[0], tokens[2])
+
+
+@pytest.mark.parametrize("variant", ["published", "shared"])
+def test_every_layer_counts_each_pair_s_tokens_for_its_task(variant: str) -> None:
+    built = model(**VARIANTS[variant]).eval()
+    tokens_per_image = (SIDE // built.config.patch_size) ** 2
+    _, routing = built.backbone(images(2), *EVERYTHING)
+    assert [layer.info for layer in routing] == built.expert_layers
+    expected = torch.tensor([2, 2, 1, 0]) * tokens_per_image
+    for layer in routing:
+        assert torch.equal(layer.tokens_T, expected.float())
+        assert torch.equal(layer.counts_TE.sum(1), expected * layer.info.top_k)
+        assert torch.allclose(layer.prob_sum_TE.sum(1), expected.float(), rtol=1e-5)
+        assert (layer.entropy_sum_T <= expected * torch.tensor(layer.info.num_experts).log() + 1e-3).all()
+
+
+def test_a_shared_layer_counts_an_image_once_per_task_that_it_serves() -> None:
+    _, routing = model(shared_blocks=2).eval().backbone(images(2), *EVERYTHING)
+    first = routing[0]
+    assert not first.info.sees_task
+    assert torch.equal(first.counts_TE[0], first.counts_TE[1])  # both serve images 0 and 1
+    _, only_image_0 = model(shared_blocks=2).eval().backbone(images(2)[:1], *pairs([], [], [0]))
+    assert torch.equal(first.counts_TE[2], only_image_0[0].counts_TE[2])
+
+
+def losses(routing: list[LayerRouting]) -> torch.Tensor:
+    return sum((layer.prob_sum_TE.square().sum() + layer.z_sum for layer in routing), torch.zeros(()))
+
+
+@pytest.mark.parametrize("variant", ["every", "shared", "mlp"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_checkpointed_blocks_give_the_same_tokens_sums_and_gradients(variant: str, offload: bool) -> None:
+    plain = model(**VARIANTS[variant]).backbone
+    wrapped = copy.deepcopy(plain)
+    for block in wrapped.blocks:
+        checkpoint_wrapper(block, offload_to_cpu=offload)
+    results = []
+    for backbone in (plain, wrapped):
+        torch.manual_seed(0)  # router noise
+        tokens, routing = backbone(images(2), *EVERYTHING)
+        (tokens.square().sum() + losses(routing)).backward()
+        results.append((tokens, routing, [parameter.grad for parameter in backbone.parameters()]))
+    assert torch.equal(results[0][0], results[1][0])
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        assert torch.equal(one.counts_TE, other.counts_TE)
+        assert torch.equal(one.tokens_T, other.tokens_T)
+        assert torch.equal(one.entropy_sum_T, other.entropy_sum_T)
+        assert not other.entropy_sum_T.requires_grad
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(results[0][2], results[1][2], strict=True))
+
+
+def test_images_of_another_size_are_named() -> None:
+    with pytest.raises(ValueError, match="16"):
+        model().backbone(torch.zeros(1, 3, 8, 8), *pairs([0]))
+    with pytest.raises(ValueError, match="not a multiple"):
+        type(model().backbone)(config(), num_tasks=len(TASKS), image_size=18)
