@@ -1,0 +1,358 @@
+"""Any source of samples to a folder of indexed shards: in parallel, resumable, and without silent losses.
+
+Every process writes whole shards. A finished shard has a `.entry.json` beside it until the index is written, so a run
+that was killed at any point continues where it stopped. Which sample goes into which shard depends on the source and
+`samples_per_shard` alone: the bytes are the same for any number of processes. What cannot be used is listed in
+`problems.jsonl`, one object per line; the rest is kept.
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from configs.errors import UserError
+from configs.tasks import get_task
+from data_pipeline.codecs import encode_label
+from data_pipeline.processes import run_in_processes
+from data_pipeline.sample import Sample
+from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, write_index
+
+JOB_FILE = "pack.json"
+PROBLEMS_FILE = "problems.jsonl"
+_NOTE_SUFFIX = ".entry.json"
+
+
+class Source(Protocol):
+    """Samples by number: picklable, and the same in every process.
+
+    `source[i]` raises `PartialSample` where a part of sample i cannot be used, and any other `UserError` where all of
+    it cannot.
+    """
+
+    @property
+    def name(self) -> str:
+        """Identifies the content: sources of one name yield equal samples."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something of a source that is not in the shards.
+
+    Attributes:
+        key: the sample.
+        task: the label that is left out; empty where it is the whole sample.
+        reason: what is wrong.
+        path: the file at fault, where there is one.
+    """
+
+    key: str
+    task: str
+    reason: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        place = f", {self.path}" if self.path else ""
+        return f"sample {self.key}{f', {self.task}' if self.task else ''}{place}: {self.reason}"
+
+
+class PartialSample(UserError):
+    """A sample of which something cannot be used.
+
+    Attributes:
+        problems: what is wrong, at least one.
+        sample: what remains; None if nothing does.
+    """
+
+    def __init__(self, problems: list[Problem], sample: Sample | None) -> None:
+        super().__init__(str(problems[0]) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+        self.problems = problems
+        self.sample = sample
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a packing produced.
+
+    Attributes:
+        samples: samples in the shards.
+        shards: number of shards.
+        problems: what was left out.
+    """
+
+    samples: int
+    shards: int
+    problems: tuple[Problem, ...]
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    workers: int = 1,
+    samples_per_shard: int = 256,
+    strict: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> PackReport:
+    """Write all samples of `source` into shards, an index and a list of problems; continue what an earlier call began.
+
+    A finished folder of the same source and `samples_per_shard` is left as it is.
+
+    Args:
+        source: the samples.
+        out: folder to fill; made if missing. It must be empty, or hold an earlier call's work on the same source.
+        workers: processes; 1 packs in this one.
+        samples_per_shard: upper bound; the samples are spread evenly over the fewest shards.
+        strict: raise at the first problem instead of listing it.
+        on_progress: called after every sample with the number of samples done so far, those of finished shards
+            included.
+
+    Raises:
+        UserError: `out` holds something else, another process packs into it, the source has no usable sample, no space
+            is left, or, if `strict`, the first problem.
+    """
+    if workers < 1 or samples_per_shard < 1:
+        raise UserError(f"workers ({workers}) and samples per shard ({samples_per_shard}) must be 1 or more")
+    if not len(source):
+        raise UserError(f"{source.name} has no samples: there is nothing to pack into {out}")
+    with _space_explained(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            job = _Job(source, out, samples_per_shard, strict)
+            _claim_folder(job)
+            if not (out / INDEX_FILE).is_file():
+                _write_missing_shards(job, workers, on_progress)
+                _finish(job)
+            return _report(job)
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What is left beside a finished shard until all are: its part of the index, None for a shard without samples."""
+
+    entry: ShardEntry | None
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One packing, as its processes see it; calling it writes one shard.
+
+    Attributes:
+        source: the samples.
+        out: folder of the shards.
+        samples_per_shard: upper bound.
+        strict: raise at the first problem.
+    """
+
+    source: Source
+    out: Path
+    samples_per_shard: int
+    strict: bool
+
+    @property
+    def shards(self) -> int:
+        """Number of shards, those without a usable sample included."""
+        return -(-len(self.source) // self.samples_per_shard)
+
+    def samples_of(self, shard: int) -> range:
+        """Samples of a shard; lengths differ by at most one."""
+        count = len(self.source)
+        return range(shard * count // self.shards, (shard + 1) * count // self.shards)
+
+    def path(self, shard: int) -> Path:
+        """File of a shard."""
+        return self.out / f"shard-{shard:06d}.tar"
+
+    def note(self, shard: int) -> _Note | None:
+        """What an earlier call noted about a shard; None if it is yet to be written."""
+        path = _note_path(self.path(shard))
+        if not path.is_file():
+            return None
+        stored = json.loads(path.read_bytes())
+        entry = stored["entry"] and ShardEntry.model_validate(stored["entry"])
+        if entry and not (self.path(shard).is_file() and self.path(shard).stat().st_size == entry.file_bytes):
+            return None
+        return _Note(entry, [Problem(**problem) for problem in stored["problems"]])
+
+    def __call__(self, item: int, on_step: Callable[[], None]) -> None:
+        """Write shard `item`, then the note that it is finished; one step per sample."""
+        problems: list[Problem] = []
+        with _space_explained(self.out):
+            entry = self._write_shard(self.path(item), self._samples(item, problems, on_step), problems)
+            stored = {
+                "entry": entry.model_dump(mode="json") if entry else None,
+                "problems": [asdict(problem) for problem in problems],
+            }
+            _write_atomically(_note_path(self.path(item)), json.dumps(stored))
+
+    def _samples(self, shard: int, problems: list[Problem], on_step: Callable[[], None]) -> Iterator[Sample]:
+        for index in self.samples_of(shard):
+            sample: Sample | None = None
+            try:
+                sample = self.source[index]
+            except PartialSample as partial:
+                self._list(problems, partial.problems)
+                sample = partial.sample
+            except UserError as error:
+                self._list(problems, [Problem(f"{self.source.name}[{index}]", "", str(error))])
+            if sample is not None:
+                yield sample
+            on_step()
+
+    def _write_shard(self, path: Path, samples: Iterable[Sample], problems: list[Problem]) -> ShardEntry | None:
+        """Write the samples; None, and no file, if nothing can be written."""
+        try:
+            with ShardWriter(path) as writer:
+                if not sum([self._write_sample(writer, sample, problems) for sample in samples]):
+                    raise _NothingWrittenError
+        except _NothingWrittenError:
+            return None
+        return writer.entry
+
+    def _write_sample(self, writer: ShardWriter, sample: Sample, problems: list[Problem]) -> bool:
+        """Write what can be written of a sample. The writer adds nothing of a sample that it refuses."""
+        try:
+            writer.write(sample)
+        except UserError:
+            good, bad = _sift_labels(sample)
+            self._list(problems, bad)
+            try:
+                writer.write(good)
+            except UserError as error:
+                self._list(problems, [Problem(sample.key, "", str(error))])
+                return False
+        return True
+
+    def _list(self, problems: list[Problem], found: list[Problem]) -> None:
+        if self.strict and found:
+            raise UserError(str(found[0]))
+        problems.extend(found)
+
+
+class _NothingWrittenError(Exception):
+    """No sample of a shard can be used."""
+
+
+def _sift_labels(sample: Sample) -> tuple[Sample, list[Problem]]:
+    """Return the sample without the labels that do not fit their task or the image, and why they do not."""
+    good, bad = {}, []
+    for name, label in sample.labels.items():
+        try:
+            spec = get_task(name)
+            encode_label(spec, label)
+            if spec.dense and label.shape[:2] != sample.rgb.shape[:2]:
+                raise UserError(f"the label is {label.shape[:2]} pixels, the image {sample.rgb.shape[:2]}")
+            good[name] = label
+        except UserError as error:
+            bad.append(Problem(sample.key, name, str(error)))
+    return replace(sample, labels=good), bad
+
+
+def _claim_folder(job: _Job) -> None:
+    """Note in the folder what is packed into it, or check that it is the same as before.
+
+    What a killed process left half written goes.
+    """
+    path = job.out / JOB_FILE
+    wanted = {"source": job.source.name, "samples": len(job.source), "samples_per_shard": job.samples_per_shard}
+    if path.is_file():
+        if (found := json.loads(path.read_bytes())) != wanted:
+            raise UserError(f"{job.out} holds a packing of {found}, not of {wanted}: give another folder or delete it")
+    elif any(job.out.glob("*.tar")) or (job.out / INDEX_FILE).exists():
+        raise UserError(f"{job.out} holds shards that were not packed here: give an empty folder")
+    else:
+        _write_atomically(path, json.dumps(wanted))
+    for partial in job.out.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def _write_missing_shards(job: _Job, workers: int, on_progress: Callable[[int], None] | None) -> None:
+    missing = [shard for shard in range(job.shards) if job.note(shard) is None]
+    done = len(job.source) - sum(len(job.samples_of(shard)) for shard in missing)
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done)
+
+    if on_progress is not None and done:
+        on_progress(done)
+    run_in_processes(job, missing, workers, count)
+
+
+def _finish(job: _Job) -> None:
+    """Write problems.jsonl, and last the index: a folder with an index is complete."""
+    notes = [note for shard in range(job.shards) if (note := job.note(shard)) is not None]
+    assert len(notes) == job.shards, "every shard was written"
+    problems = [problem for note in notes for problem in note.problems]
+    entries = [note.entry for note in notes if note.entry is not None]
+    if not entries:
+        raise UserError(f"{job.source.name} has no usable sample: {problems[0]}")
+    _write_atomically(job.out / PROBLEMS_FILE, "".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
+    write_index(job.out, entries)
+
+
+def _report(job: _Job) -> PackReport:
+    """Read back what the folder holds; the notes beside the shards have served."""
+    for shard in range(job.shards):
+        _note_path(job.path(shard)).unlink(missing_ok=True)
+    index = ShardIndex.load(job.out)
+    return PackReport(len(index), len(set(index.shard_of.tolist())), read_problems(job.out))
+
+
+def read_problems(folder: Path) -> tuple[Problem, ...]:
+    """Return what the packing of `folder` left out; empty for shards from elsewhere."""
+    path = folder / PROBLEMS_FILE
+    if not path.is_file():
+        return ()
+    return tuple(Problem(**json.loads(line)) for line in path.read_text().splitlines())
+
+
+def _note_path(shard: Path) -> Path:
+    return shard.with_name(shard.name + _NOTE_SUFFIX)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from packing into the folder; a killed holder's lock is gone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is packing into {folder}: wait for it, or give another folder") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _space_explained(folder: Path) -> Iterator[None]:
+    """Turn a full disk into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"no space left for {folder}: free some and run it again, finished shards are kept") from None
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,170 @@
+"""Packing: the same bytes for any number of processes, resumable after a kill, nothing lost in silence."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.tasks import TASKS
+from data_pipeline.index import ShardIndex
+from data_pipeline.pack import Problem, pack, read_problems
+from tests.data_pipeline.children import await_no_process, start_script
+from tests.data_pipeline.sources import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_what_is_packed_reads_back(tmp_path: Path) -> None:
+    progress: list[int] = []
+    report = pack(RandomSource(10), tmp_path / "new" / "out", samples_per_shard=4, on_progress=progress.append)
+    assert (report.samples, report.shards, report.problems) == (10, 3, ())
+    assert progress == list(range(1, 11))
+    index = ShardIndex.load(tmp_path / "new" / "out")
+    assert sorted(np.bincount(index.shard_of)) == [3, 3, 4]
+    for number, key in enumerate(index.keys):
+        sample = random_sample(int(key[-4:]))
+        np.testing.assert_array_equal(index.image(number), sample.rgb)
+        for name, label in sample.labels.items():
+            np.testing.assert_array_equal(index.label(number, TASKS[name]), label)
+        np.testing.assert_array_equal(index.mask_valid(number), sample.mask_valid == 255)
+        assert index.meta(number) == sample.meta
+    assert sorted(path.name for path in index.folder.iterdir()) == [
+        "index.json", "pack.json", "problems.jsonl", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
+    ]  # fmt: skip
+
+
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
+    progress: list[int] = []
+    pack(FaultySource(11), tmp_path / "one", samples_per_shard=2)
+    pack(FaultySource(11), tmp_path / "three", workers=3, samples_per_shard=2, on_progress=progress.append)
+    assert digests(tmp_path / "one") == digests(tmp_path / "three")
+    assert progress == list(range(1, 12))
+
+
+def test_problems_are_listed_and_the_rest_is_kept(tmp_path: Path) -> None:
+    report = pack(FaultySource(7), tmp_path, samples_per_shard=3)
+    assert report.samples == 5
+    found = {(problem.key, problem.task): problem for problem in report.problems}
+    assert set(found) == {
+        ("view_0001", "depth_zbuffer"),
+        ("view_0002", "normal"),
+        ("random-7[3]", ""),
+        ("view_0004", "normal"),
+        ("bad key!", ""),
+    }
+    assert "uint8" in found["view_0001", "depth_zbuffer"].reason
+    assert found["view_0002", "normal"] == Problem("view_0002", "normal", "the file is empty", "somewhere.png")
+    assert found["random-7[3]", ""].reason == "the camera is inside a wall"
+    lines = [json.loads(line) for line in (tmp_path / "problems.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [problem.key for problem in report.problems]
+    index = ShardIndex.load(tmp_path)
+    available = dict(zip(index.keys, index.available(["depth_zbuffer", "normal", "class_scene"]).tolist(), strict=True))
+    assert available == {
+        "view_0000": [True, True, True],
+        "view_0001": [False, True, True],
+        "view_0002": [True, False, True],
+        "view_0004": [True, False, True],
+        "view_0006": [True, True, True],
+    }
+
+
+def test_strict_stops_at_a_problem(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"view_0001.*depth_zbuffer"):
+        pack(FaultySource(2), tmp_path, samples_per_shard=2, strict=True)
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_a_shard_without_usable_samples_is_left_out(tmp_path: Path) -> None:
+    report = pack(LostSource(6, first_lost=2), tmp_path, samples_per_shard=2)
+    assert (report.samples, report.shards, len(report.problems)) == (2, 1, 4)
+    assert len(list(tmp_path.glob("*.tar"))) == 1
+
+
+def test_a_source_without_usable_samples_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no usable sample.*inside a wall"):
+        pack(LostSource(3), tmp_path)
+    with pytest.raises(UserError, match="no samples"):
+        pack(RandomSource(0), tmp_path)
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
+    first = pack(FaultySource(5), tmp_path, samples_per_shard=2)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert pack(FaultySource(5), tmp_path, samples_per_shard=2) == first
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+
+
+def test_another_packing_or_foreign_shards_are_not_mixed(tmp_path: Path) -> None:
+    pack(RandomSource(5), tmp_path / "a")
+    with pytest.raises(UserError, match=r"random-5.*random-6"):
+        pack(RandomSource(6), tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "photos.tar").touch()
+    with pytest.raises(UserError, match="not packed here"):
+        pack(RandomSource(5), tmp_path / "b")
+
+
+def test_two_packings_of_one_folder_exclude_each_other(tmp_path: Path) -> None:
+    def intrude(done: int) -> None:
+        with pytest.raises(UserError, match="another process is packing"):
+            pack(RandomSource(2), tmp_path)
+
+    pack(RandomSource(2), tmp_path, on_progress=intrude)
+    assert len(ShardIndex.load(tmp_path)) == 2
+
+
+def test_a_full_disk_is_one_clear_line_and_work_can_go_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no space left for .*run it again"):
+        pack(FullDiskSource(4), tmp_path, samples_per_shard=1)
+    assert len(list(tmp_path.glob("*.tar"))) == 2
+    assert pack(RandomSource(4), tmp_path, samples_per_shard=1).samples == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from data_pipeline.pack import pack
+from tests.data_pipeline.children import await_no_process, start_script
+from tests.data_pipeline.sources import RandomSource
+if __name__ == "__main__":
+    pack(RandomSource(40, delay_seconds=0.05), Path(sys.argv[1]), samples_per_shard=4,
+         on_progress=lambda done: print(done, flush=True))
+"""
+
+
+def test_a_killed_packing_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start_script(tmp_path / "child.py", _CHILD, str(out))
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 14:
+        pass
+    process.kill()
+    process.communicate()
+    await_no_process(process.pid)
+    notes = list(out.glob("*.entry.json"))
+    assert 1 <= len(notes) < 10
+    assert not (out / "index.json").exists()
+    with pytest.raises(UserError, match="did not finish"):
+        ShardIndex.load(out)
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in out.glob("*.tar")
+        if path.with_name(f"{path.name}.entry.json") in notes
+    }
+
+    progress: list[int] = []
+    pack(RandomSource(40), out, samples_per_shard=4, on_progress=progress.append)
+    assert progress[0] == 4 * len(notes)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    pack(RandomSource(40), tmp_path / "whole", samples_per_shard=4)
+    assert digests(out) == digests(tmp_path / "whole")
+
+
+def test_problems_of_shards_from_elsewhere_are_none(tmp_path: Path) -> None:
+    assert read_problems(tmp_path) == ()
