@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.load import dump_config
 from configs.schema import RunConfig
 from data_pipeline.sample import Sample
 from data_pipeline.shards import ShardWriter, write_index
@@ -14,7 +15,7 @@ TASKS = ("class_scene", "depth_zbuffer", "normal")
 UNLABELLED = 1  # the sample without a class
 
 
-def tiny_config(run_dir: Path) -> RunConfig:
+def tiny_config(run_dir: Path, ep_size: int = 1) -> RunConfig:
     model = {
         "width": 16,
         "depth": 2,
@@ -30,8 +31,9 @@ def tiny_config(run_dir: Path) -> RunConfig:
             "tasks": TASKS,
             "model": model,
             "data": {"image_size": SIDE, "val": str(run_dir / "val"), "train": str(run_dir / "val"), "workers": 0},
-            "train": {"steps": 7},
+            "train": {"steps": 7, "task_weighting": "uncertainty"},
             "optim": {"warmup_steps": 1},
+            "parallel": {"ep_size": ep_size},
             "evaluate": {"batch_size": 2},
         }
     )
@@ -56,3 +58,26 @@ def write_shards(folder: Path, samples: int) -> None:
             rgb = random.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
             writer.write(Sample(key=f"sample_{index:06d}", rgb=rgb, labels=labels))
     write_index(folder, [writer.entry])
+
+
+def save_tiny_run(rank: int, world: int, folder: str) -> None:
+    """Write config.yaml and the checkpoint of step 7 of an untrained model with sharded experts; on every rank."""
+    from cluster.env import RankEnv
+    from cluster.groups import Layout
+    from model.matching import Matching
+    from trainer.checkpoint import save
+    from trainer.engine import Engine, expert_group, init_distributed
+    from trainer.objective import Objective
+
+    run_dir = Path(folder)
+    config = tiny_config(run_dir, ep_size=world)
+    layout = Layout(world, world)
+    init_distributed(RankEnv(rank=rank, world=world, local_rank=rank), config.parallel)
+    model = ModSquad(config.model, config.task_specs, SIDE, seed=3, group=expert_group(layout))
+    matching = Matching(config.matching, model.expert_layers, len(config.task_specs))
+    objective = Objective(model, matching, config, config.task_specs)
+    engine = Engine(objective, config, layout, accumulation=1, micro_batch=4)
+    save(run_dir, engine, step=7, state={}, keep_last=1)
+    if rank == 0:
+        (run_dir / "config.yaml").write_text(dump_config(config))
+    engine.close()

@@ -1,0 +1,151 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from configs.errors import UserError
+from configs.load import dump_config
+from model.extract import SquadModel, extract_squad
+from tests.trainer.run_folder import squad_summary
+from tests.trainer.tiny_run import SIDE, TASKS, tiny_config, tiny_model
+from trainer.export import (
+    SQUAD_FILE,
+    SQUAD_WEIGHTS,
+    export_model,
+    load_exported,
+    load_run_model,
+    load_squad,
+    save_model,
+    save_squad,
+)
+from trainer.extraction import read_summary
+
+
+@pytest.fixture
+def squad(tmp_path: Path) -> SquadModel:
+    model = tiny_model(tiny_config(tmp_path))
+    return extract_squad(model, "normal", {layer.name: [1, 3] for layer in model.expert_layers})
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_a_run_of_two_ranks_loads_whole_in_one_process(tiny_run: Path) -> None:
+    model, config, step = load_run_model(tiny_run)
+    assert step == 7
+    assert config == tiny_config(tiny_run, ep_size=2)
+    assert not model.training
+    assert_same_weights(model, tiny_model(config))
+
+
+def test_an_exported_model_says_what_it_is_and_loads_back(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "model.safetensors"
+    export_model(tiny_run, out)
+    with safe_open(out, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["config"] == dump_config(tiny_config(tiny_run, ep_size=2))
+    assert json.loads(metadata["tasks"]) == list(TASKS)
+    model, config, step = load_exported(out)
+    assert (config, step) == (tiny_config(tiny_run, ep_size=2), 7)
+    assert_same_weights(model, load_run_model(tiny_run)[0])
+
+
+def test_a_run_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_config(tiny_config(tmp_path)))
+    with pytest.raises(UserError, match="no intact checkpoint"):
+        load_run_model(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tiny_run / "checkpoints")
+    fewer = tiny_config(tiny_run).model_copy(update={"tasks": TASKS[1:]})
+    (tmp_path / "config.yaml").write_text(dump_config(fewer))
+    with pytest.raises(UserError, match=r"checkpoint of step 7 .* does not fit its configuration"):
+        load_run_model(tmp_path)
+
+
+def test_a_squad_loads_back_exactly(squad: SquadModel, tmp_path: Path) -> None:
+    save_squad(tmp_path / "squad", squad, squad_summary())
+    loaded = load_squad(tmp_path / "squad")
+    assert not loaded.training
+    assert loaded.kept == squad.kept
+    assert_same_weights(loaded, squad)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), squad(images))
+    assert read_summary(tmp_path / "squad") == squad_summary()
+
+
+def test_squads_load_without_deepspeed(squad: SquadModel, tmp_path: Path) -> None:
+    save_squad(tmp_path, squad, squad_summary())
+    code = (
+        "import sys, pathlib; from trainer.export import load_squad; "
+        "load_squad(pathlib.Path(sys.argv[1])); assert 'deepspeed' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_an_interrupted_overwrite_leaves_no_complete_squad(
+    squad: SquadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_squad(tmp_path, squad, squad_summary())
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.export.save_file", fail)
+    with pytest.raises(UserError, match=r"squad\.safetensors: No space left on device"):
+        save_squad(tmp_path, squad, squad_summary())
+    assert read_summary(tmp_path) is None
+
+
+def test_damaged_squads_are_named(squad: SquadModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no squad"):
+        load_squad(tmp_path)
+    save_squad(tmp_path, squad, squad_summary())
+    weights = tmp_path / SQUAD_WEIGHTS
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"squad\.safetensors is damaged"):
+        load_squad(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        load_squad(tmp_path)
+    (tmp_path / SQUAD_FILE).write_text('{"format": "modsquad.squad.9"}')
+    with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.9'"):
+        load_squad(tmp_path)
+    (tmp_path / SQUAD_FILE).write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        load_squad(tmp_path)
+
+
+def test_a_squad_is_no_exported_model(squad: SquadModel, tmp_path: Path) -> None:
+    save_squad(tmp_path, squad, squad_summary())
+    with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.1', expected modsquad\.model\.1"):
+        load_exported(tmp_path / SQUAD_WEIGHTS)
+
+
+def test_an_exported_model_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path)
+    out = tmp_path / "model.safetensors"
+    save_model(out, tiny_model(config), config, 7)
+    before = out.read_bytes()
+
+    def write_half(_: object, path: Path, **__: object) -> None:
+        path.write_bytes(before[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.export.save_file", write_half)
+    with pytest.raises(UserError, match="No space left on device"):
+        save_model(out, tiny_model(config), config, 8)
+    assert out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

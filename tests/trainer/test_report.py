@@ -1,0 +1,89 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from configs.errors import UserError
+from tests.trainer.run_folder import squad_summary, step_line, write_run_folder
+from trainer.export import SQUAD_FILE, SQUAD_FORMAT
+from trainer.report import write_report
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run_folder(tmp_path / "my-run")
+
+
+def text_of(page: Path) -> str:
+    without_pictures = re.sub(r'src="[^"]*"', "", page.read_text(encoding="utf-8"))
+    return re.sub(r"<[^>]*>", " ", without_pictures)
+
+
+def test_the_report_shows_what_the_run_holds(run: Path) -> None:
+    page = write_report(run)
+    assert page == run / "report" / "index.html"
+    text = text_of(page)
+    assert "my-run" in text
+    assert "40 of 40" in text
+    assert "1 of 2 tasks" in text
+    assert "+60.00 %" in text  # depth: 0.2 against a constant's 0.5
+    assert "-10.00 %" in text  # normals: 33 degrees against 30
+    assert "not better" in text
+    assert {path.name for path in page.parent.iterdir()} == {
+        "index.html",
+        "progress.png",
+        "task_losses.png",
+        "experts.png",
+    }
+    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 3
+    for path in page.parent.glob("*.png"):
+        Image.open(path).verify()
+
+
+def test_missing_parts_are_named_with_their_remedy(run: Path) -> None:
+    for path in [run / "metrics.jsonl", *run.glob("evaluation/*"), *run.glob("routing/*")]:
+        path.unlink()
+    text = text_of(write_report(run))
+    for part in ("no predictions", "no evaluation", "no logged steps", "no routing ledger", "no squad"):
+        assert f"Missing: {part}" in text
+    assert f"modsquad evaluate {run}" in text
+    assert f"modsquad extract {run}" in text
+
+
+def test_squads_are_tabulated(run: Path) -> None:
+    folder = run / "squads" / "normal"
+    folder.mkdir(parents=True)
+    (folder / SQUAD_FILE).write_text(json.dumps({"format": SQUAD_FORMAT, **squad_summary().model_dump(mode="json")}))
+    text = text_of(write_report(run))
+    assert "4 of 8" in text
+    assert "2 M → 900 k" in text
+    assert "+0.50 %" in text
+    assert "98.00 %" in text
+
+
+def test_a_new_report_replaces_the_old_one(run: Path) -> None:
+    page = write_report(run)
+    (page.parent / "predictions_9.png").write_bytes(b"from an older report")
+    for path in run.glob("routing/*"):
+        path.unlink()
+    (run / "metrics.jsonl").write_text(json.dumps(step_line(20)) + "\n")
+    write_report(run)
+    assert "20 of 40" in text_of(page)
+    assert not (page.parent / "predictions_9.png").exists()
+    assert not (page.parent / "experts.png").exists()
+
+
+def test_a_damaged_file_stops_the_report_and_leaves_the_old_one(run: Path) -> None:
+    page = write_report(run)
+    before = page.read_bytes()
+    (run / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1"):
+        write_report(run)
+    assert page.read_bytes() == before
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report(tmp_path)
