@@ -112,9 +112,9 @@ class Engine:
             accumulation: micro-batches per step.
             micro_batch: images per rank and micro-batch.
         """
-        self._groups = _registered[layout.ep_size]
+        self.layout, self.zero_stage = layout, config.parallel.zero_stage
+        self._groups, self._clip_norm = _registered[layout.ep_size], config.optim.clip_norm
         self._accumulation, self._micro_batches = accumulation, 0
-        self._clip_norm, self._stage = config.optim.clip_norm, config.parallel.zero_stage
         self._module = module
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._marker = _mark_experts(module, self._parameters.values(), layout.ep_size)
@@ -129,7 +129,7 @@ class Engine:
         self.dtype: torch.dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
         self._masters = self._master_state()
         self._clip_factor = 1.0
-        if self._stage == 0:
+        if self.zero_stage == 0:
             self._optimizer.register_step_pre_hook(lambda *_: self._scale_gradients())
 
     @property
@@ -156,7 +156,7 @@ class Engine:
         if not self._at_boundary:
             return StepOutcome(gradient_norm=math.nan, skipped=False)
         self._micro_batches = 0
-        if self._stage == 0:
+        if self.zero_stage == 0:
             return self._step_unsharded()
         self._engine.step()
         return StepOutcome(float(self._engine.get_global_grad_norm()), not self._engine.was_step_applied())
@@ -212,7 +212,7 @@ class Engine:
         for parameter in self._parameters.values():
             assert parameter.grad is not None, "backward reduces a gradient for every parameter"
             # How many ranks hold this gradient: the sum over the world meets it as often.
-            holders = self._groups.layout.world // (self._groups.layout.ep_size if _is_sharded(parameter) else 1)
+            holders = self.layout.world // (self.layout.ep_size if _is_sharded(parameter) else 1)
             squares += torch.linalg.vector_norm(parameter.grad, dtype=torch.float32).double().square() / holders
         dist.all_reduce(squares, group=self._groups.world)
         return math.sqrt(squares.item()) if squares.isfinite() else math.inf
@@ -225,12 +225,12 @@ class Engine:
                     parameter.grad.mul_(self._clip_factor)
 
     def _all_experts(self, shard: Tensor) -> Tensor:
-        shards = [torch.empty_like(shard) for _ in range(self._groups.layout.ep_size)]
+        shards = [torch.empty_like(shard) for _ in range(self.layout.ep_size)]
         dist.all_gather(shards, shard.contiguous(), group=self._groups.expert)
         return torch.cat(shards)
 
     def _master_state(self) -> MasterState:
-        if self._stage:
+        if self.zero_stage:
             return PartitionedMasterState(self._optimizer, self._zero)
         if self.dtype == torch.bfloat16:
             pairs = zip(self._zero.fp16_groups, self._zero.fp32_groups, strict=True)

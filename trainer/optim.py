@@ -37,7 +37,7 @@ def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
     The last warm-up step runs at `optim.lr`, the last step of all at `optim.min_lr`, and later ones too.
     """
     if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
+        return optim.lr * ((step + 1) / optim.warmup_steps)
     after_peak = min(1.0, (step + 1 - optim.warmup_steps) / max(1, steps - optim.warmup_steps))
     return optim.min_lr + 0.5 * (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * after_peak))
 
