@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label as components
-from test_losses import ALL_TASKS, dense, random_prediction, random_target
 from torch import Tensor
 
 from configs.tasks import TASKS, MetricKind, TaskSpec
 from data_pipeline.targets import DEPTH_CODES, Target
+from tests.trainer.test_losses import ALL_TASKS, dense, random_prediction, random_target
 from trainer.edge_metric import count_matches, ridges, thin
 from trainer.metrics import make_metric
 

@@ -1,0 +1,46 @@
+"""Which changes of configuration a run can continue with."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from configs.load import dump_config
+from tests.trainer.loop_run import loop_config
+from trainer.continuity import check_continues
+
+
+def begun(folder: Path) -> Path:
+    run_dir = folder / "run"
+    (run_dir / "checkpoints" / "step_00000003").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(dump_config(loop_config(folder)))
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.steps=99", "data.workers=4", "data.train=elsewhere", "parallel.ep_size=2", "train.images_per_step=8"],
+)
+def test_length_place_and_layout_may_change(tmp_path: Path, override: str) -> None:
+    check_continues(begun(tmp_path), loop_config(tmp_path, override))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=4", "seed"),
+        ("model.width=64", "model.width"),
+        ("tasks=[normal]", "tasks"),
+        ("data.flip=false", "data.flip"),
+        ("optim.lr=0.5", "optim.lr"),
+    ],
+)
+def test_what_was_trained_may_not(tmp_path: Path, override: str, key: str) -> None:
+    with pytest.raises(UserError, match=rf"another .*{key}"):
+        check_continues(begun(tmp_path), loop_config(tmp_path, override))
+
+
+def test_anything_goes_before_the_first_checkpoint(tmp_path: Path) -> None:
+    run_dir = begun(tmp_path)
+    (run_dir / "checkpoints" / "step_00000003").rmdir()
+    check_continues(run_dir, loop_config(tmp_path, "seed=4"))

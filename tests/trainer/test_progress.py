@@ -1,0 +1,42 @@
+"""Progress: plain lines in files, a bar on terminals, nulls shown as dashes."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from trainer.progress import LiveProgress, PlainProgress, terminal_progress
+
+
+def line(step: int, loss: float | None = 1.25) -> dict[str, Any]:
+    return {"step": step, "loss": loss, "step_seconds": 0.5, "mutual_information": {"a": 0.2, "b": 0.4, "c": None}}
+
+
+def test_a_file_gets_one_line_per_logged_step() -> None:
+    out = io.StringIO()
+    listener = terminal_progress(8, Console(file=out, width=200))
+    assert isinstance(listener, PlainProgress)
+    listener.on_start(0, 20)
+    listener.on_step(9, {})
+    listener.on_step(10, line(10))
+    listener.on_step(11, line(10))
+    listener.on_step(20, line(20, loss=None))
+    listener.on_end()
+    assert out.getvalue().splitlines() == [
+        "training from step 0 to 20",
+        "step 10/20: loss 1.2500, MI 0.300, 16.0 images/s, 5 s left",
+        "step 20/20: loss -, MI 0.300, 16.0 images/s, 0 s left",
+    ]
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    out = io.StringIO()
+    listener = terminal_progress(8, Console(file=out, width=200, force_terminal=True))
+    assert isinstance(listener, LiveProgress)
+    listener.on_start(0, 20)
+    listener.on_step(1, {})
+    listener.on_step(10, line(10))
+    listener.on_note("look here")
+    listener.on_end()
+    assert "loss 1.2500, MI 0.300, 16.0 images/s" in out.getvalue()
+    assert "look here" in out.getvalue()

@@ -1,0 +1,68 @@
+"""What a training run consists of on one rank, built from its configuration: data, model, objective, engine."""
+
+from dataclasses import dataclass
+
+from cluster.env import RankEnv
+from cluster.groups import Layout, accumulation_steps, check_experts
+from configs.schema import RunConfig
+from configs.tasks import TaskSpec
+from data_pipeline.index import ShardIndex
+from model.matching import Matching
+from model.mod_squad import ModSquad
+from trainer.activation_checkpointing import checkpoint_blocks
+from trainer.engine import Engine, expert_group
+from trainer.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """The parts of a run on one rank.
+
+    Attributes:
+        tasks: the run's tasks; their order defines task numbers.
+        train_index, val_index: the shards.
+        model: holds this rank's shards of experts.
+        matching: the matching loss, with its running mean.
+        objective: model, losses and matching as one module.
+        engine: trains `objective`.
+        micro_batch: images per rank and forward pass.
+        accumulation: forward passes per step.
+    """
+
+    tasks: tuple[TaskSpec, ...]
+    train_index: ShardIndex
+    val_index: ShardIndex
+    model: ModSquad
+    matching: Matching
+    objective: Objective
+    engine: Engine
+    micro_batch: int
+    accumulation: int
+
+
+def assemble(config: RunConfig, env: RankEnv) -> Assembly:
+    """Build everything that a run needs; after `init_distributed`, every rank of the world calls this together.
+
+    Raises:
+        UserError: the configuration does not fit the world or the shards.
+    """
+    layout = Layout(env.world, config.parallel.ep_size)
+    check_experts(config.model, config.parallel.ep_size)
+    micro_batch, accumulation = accumulation_steps(config.train.images_per_step, config.train.micro_batch, env.world)
+    train_index, val_index = ShardIndex.load(config.data.train), ShardIndex.load(config.data.val)
+    tasks = config.task_specs
+    model = ModSquad(config.model, tasks, config.data.image_size, seed=config.seed, group=expert_group(layout))
+    checkpoint_blocks(model, config.train.activation_checkpointing)
+    matching = Matching(config.matching, model.expert_layers, len(tasks))
+    objective = Objective(model, matching, config, tasks)
+    return Assembly(
+        tasks=tasks,
+        train_index=train_index,
+        val_index=val_index,
+        model=model,
+        matching=matching,
+        objective=objective,
+        engine=Engine(objective, config, layout, accumulation=accumulation, micro_batch=micro_batch),
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+    )

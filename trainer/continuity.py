@@ -1,0 +1,31 @@
+"""Whether a run folder may be continued with a given configuration."""
+
+from pathlib import Path
+
+from configs.errors import UserError
+from configs.load import differing_keys
+from configs.schema import RunConfig
+from trainer.run_files import read_config
+
+# What a run was trained with so far cannot change on the way.
+_FIXED = ("tasks", "seed", "model", "data", "optim")
+# Where the same data lies (its fingerprint is in the checkpoint), and how many processes load it, may.
+_FREE = ("data.train", "data.val", "data.workers")
+
+
+def check_continues(run_dir: Path, config: RunConfig) -> None:
+    """Check that `config` continues the run in `run_dir`; anything goes while the folder holds no checkpoint.
+
+    Raises:
+        UserError: it differs from the run's config.yaml in tasks, seed, model, data or optimizer; names the keys.
+    """
+    if not any((run_dir / "checkpoints").glob("step_*")) or not (run_dir / "config.yaml").is_file():
+        return
+    differing = [
+        key for key in differing_keys(read_config(run_dir), config) if key.split(".")[0] in _FIXED and key not in _FREE
+    ]
+    if differing:
+        raise UserError(
+            f"{run_dir} holds a run with another {', '.join(differing)}: set what its config.yaml says, "
+            "or choose another run_dir"
+        )

@@ -1,0 +1,120 @@
+"""metrics.jsonl: what is summed between two lines, and the file itself.
+
+Every rank adds what it sees; one packed reduction per line brings the sums of all ranks to rank 0, which writes. A line
+holds, for the steps since the line before: `loss`, `matching_loss`, `mutual_information` (nats, per layer) as means
+over steps, `task_loss` as means over pairs, `step_seconds` and `data_wait_seconds` as means over steps and ranks. A step
+without an update (its gradient was not finite) is left out of all of these and counted in `bad_steps`. Counted since
+the start of the run: `images`, `pairs` and `bad_steps`. A number that does not exist is null.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.atomic import write_text_atomically
+from trainer.objective import StepStatistics
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Journal:
+    """Running sums of one rank between two lines.
+
+    After `collect` rank 0 holds the sums of all ranks and the others hold zeros, so the sums of all ranks always add up
+    to those of the run; that is what a checkpoint keeps.
+    """
+
+    def __init__(self, tasks: Sequence[str], layers: Sequence[str], device: torch.device) -> None:
+        """Start with nothing summed; `layers` are those with mutual information."""
+        self._tasks, self._layers = tuple(tasks), tuple(layers)
+        # Steps, seconds, waited seconds, loss, matching loss; then per layer; then loss and pairs per task; then pairs
+        # per task since the start of the run.
+        self._sizes = (5, len(layers), len(tasks), len(tasks), len(tasks))
+        self._sums = torch.zeros(sum(self._sizes), dtype=torch.float64, device=device)
+
+    def add_micro_batch(self, loss: Tensor, statistics: StepStatistics, scale: float) -> None:
+        """Add one forward pass: its loss (a scalar) and statistics; `scale` passes over all ranks make a step."""
+        information = [statistics.mutual_information[layer] for layer in self._layers]
+        self._sums += torch.cat(
+            [
+                torch.zeros(3, device=loss.device, dtype=torch.float64),
+                torch.stack([loss, statistics.matching_loss, *information]).double() / scale,
+                statistics.loss_sum_T.double(),
+                statistics.pairs_T.double(),
+                statistics.pairs_T.double(),
+            ]
+        )
+
+    def add_step(self, seconds: float, wait_seconds: float, world: int) -> None:
+        """Add one finished step and its wall time, of which `wait_seconds` were spent waiting for data."""
+        self._sums[:3] += torch.tensor([1.0, seconds, wait_seconds]).to(self._sums) / world
+
+    def collect(self, group: dist.ProcessGroup, rank: int) -> Tensor:
+        """Move the sums of all ranks to rank 0; return them on the CPU on every rank. A collective call."""
+        dist.all_reduce(self._sums, group=group)
+        total = self._sums.to("cpu", copy=True)
+        if rank != 0:
+            self._sums.zero_()
+        return total
+
+    def restore(self, total: Tensor, rank: int) -> None:
+        """Continue from what `collect` returned, on any number of ranks."""
+        self._sums.copy_(total if rank == 0 else torch.zeros_like(total))
+
+    def line(self, total: Tensor) -> dict[str, Any]:
+        """Return what the sums of all ranks (from `collect`) say, in the form of a line."""
+        common, information, losses, pairs, pairs_ever = torch.split(total, self._sizes)
+        steps, *means = common.tolist()
+        seconds, waited, loss, matching = (_quotient(value, steps) for value in means)
+        return {
+            "loss": loss,
+            "task_loss": {
+                name: _quotient(value, count)
+                for name, value, count in zip(self._tasks, losses.tolist(), pairs.tolist(), strict=True)
+            },
+            "matching_loss": matching,
+            "mutual_information": {
+                name: _quotient(value, steps) for name, value in zip(self._layers, information.tolist(), strict=True)
+            },
+            "pairs": {name: int(count) for name, count in zip(self._tasks, pairs_ever.tolist(), strict=True)},
+            "step_seconds": seconds,
+            "data_wait_seconds": waited,
+        }
+
+    def next_line(self) -> None:
+        """Forget what belongs to the line just written; counts since the start of the run stay."""
+        self._sums[: -len(self._tasks)] = 0.0
+
+
+def finite(value: float) -> float | None:
+    """Return `value`, or None (null in JSON) where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def _quotient(value: float, count: float) -> float | None:
+    return finite(value / count) if count else None
+
+
+def append_line(run_dir: Path, line: Mapping[str, Any]) -> None:
+    """Append one line to metrics.jsonl and push it to the disk; a reader never sees half of it but after a crash."""
+    with (run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def truncate_lines(run_dir: Path, step: int) -> None:
+    """Drop the lines after step `step`, and a last line that a crash cut short."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        return
+    complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    kept = [line for line in complete if json.loads(line)["step"] <= step]
+    write_text_atomically(path, "".join(f"{line}\n" for line in kept))

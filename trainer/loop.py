@@ -1,0 +1,263 @@
+"""The training loop: `Trainer.fit` runs a whole training, `Trainer.step` one optimizer step.
+
+A run that is killed at any moment goes on from its last checkpoint as if nothing had happened: see `trainer.run_state`.
+Collectives run on every rank in the same order, never only on rank 0 and never after an error.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cluster.env import RankEnv
+from configs.errors import UserError
+from configs.load import dump_config
+from configs.schema import RunConfig
+from data_pipeline.batch import Batch
+from data_pipeline.loader import TrainLoader
+from data_pipeline.targets import prepare_batch
+from model.routing_stats import RoutingLedger
+from trainer import checkpoint
+from trainer.assembly import assemble
+from trainer.atomic import write_text_atomically
+from trainer.constant import Constants, constant_predictor
+from trainer.continuity import check_continues
+from trainer.engine import StepOutcome, init_distributed
+from trainer.evaluate import Evaluation, evaluate, model_forward, write_evaluation, write_ledger
+from trainer.interruption import Interrupted, StopSignals
+from trainer.journal import append_line, finite, truncate_lines
+from trainer.objective import StepStatistics
+from trainer.optim import learning_rate
+from trainer.progress import StepListener, terminal_progress
+from trainer.run_state import RunState
+
+__all__ = ["Interrupted", "Trainer"]
+
+
+class Trainer:
+    """One run on this rank.
+
+    Attributes:
+        config, env: what it was made from.
+        run_dir: the run folder.
+        parts: data, model, objective, engine.
+        state: the place of the run.
+    """
+
+    def __init__(self, config: RunConfig, env: RankEnv, listener: StepListener | None = None) -> None:
+        """Build everything, and go to the latest checkpoint of the run folder if there is one.
+
+        Args:
+            config: the run.
+            env: this rank.
+            listener: hears about steps on rank 0; None: progress on the terminal.
+
+        Raises:
+            UserError: the configuration does not fit the world, the shards, or the run that the folder holds.
+        """
+        self.config, self.env, self.run_dir = config, env, Path(config.run_dir)
+        check_continues(self.run_dir, config)
+        init_distributed(env, config.parallel)
+        self._listener = listener or terminal_progress(config.train.images_per_step)
+        self._saved_step, self._evaluated_step, self._bad_in_a_row = -1, -1, 0
+        self._line: dict[str, Any] = {}
+        self._constants: Constants | None = None
+        with ExitStack() as resources:  # released here if anything below fails
+            self._resources = resources
+            self._lock()
+            self.parts = assemble(config, env)
+            resources.callback(self.parts.engine.close)
+            self.state = RunState.at_start(config, self.parts)
+            self._resume()
+            self._batches = self._open_batches()
+            self._resources = resources.pop_all()
+
+    def fit(self) -> None:
+        """Train to the last step, with everything that happens on the way: lines, checkpoints, evaluations.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM, after a checkpoint.
+            UserError: a damaged shard, no space, or `train.max_bad_steps` steps in a row without a finite gradient.
+        """
+        steps = self.config.train.steps
+        with self._resources, StopSignals() as signals:
+            if self.env.is_main:
+                self._resources.callback(self._listener.on_end)
+                self._listener.on_start(self.state.steps_done, steps)
+            while self.state.steps_done < steps:
+                outcome = self.step()
+                done = self.state.steps_done
+                if done % self.config.train.log_every_steps == 0 or done == steps:
+                    self._log(outcome)
+                if self.env.is_main:
+                    self._listener.on_step(done, self._line)
+                stop = signals.agreed(self.parts.engine.world_group)
+                if stop or done % self.config.checkpoint.every_steps == 0 or done == steps:
+                    self._save()
+                if stop:
+                    raise Interrupted(stop, done)
+                if self.config.evaluate.every_steps and done % self.config.evaluate.every_steps == 0:
+                    self.evaluate()
+            if self._evaluated_step != steps:
+                self.evaluate()
+
+    def step(self) -> StepOutcome:
+        """Run one optimizer step on the next global batch. A bad step leaves no trace but its place in the data.
+
+        Raises:
+            UserError: too many bad steps in a row, or a damaged shard.
+        """
+        started, waited = time.perf_counter(), 0.0
+        optim, train, parts = self.config.optim, self.config.train, self.parts
+        torch.manual_seed(Random(f"{self.config.seed}/{self.state.steps_done}/{self.env.rank}").getrandbits(63))
+        running_mean = parts.matching.state_dict()
+        parts.engine.set_learning_rate(learning_rate(self.state.steps_done, optim, train.steps))
+        scale = float(self.env.world * parts.accumulation)
+        passes: list[tuple[torch.Tensor, StepStatistics]] = []
+        keys: list[str] = []
+        for _ in range(parts.accumulation):
+            asked = time.perf_counter()
+            batch = next(self._batches)
+            waited += time.perf_counter() - asked
+            prepared = prepare_batch(batch.to(parts.engine.device), parts.tasks, self.config.data.image_size)
+            loss, statistics = parts.engine(prepared, scale)
+            parts.engine.backward(loss)
+            outcome = parts.engine.step()
+            passes.append((loss.detach(), statistics))
+            keys += batch.keys
+        self.state.steps_done += 1
+        if outcome.skipped:
+            parts.matching.load_state_dict(running_mean)
+            self._count_bad_step(keys)
+        else:
+            self._bad_in_a_row = 0
+            for loss, statistics in passes:
+                self.state.journal.add_micro_batch(loss, statistics, scale)
+                self.state.ledger.update(statistics.routing)
+            self.state.journal.add_step(time.perf_counter() - started, waited, self.env.world)
+        self.state.cursor = self.state.cursor.advanced(train.images_per_step)
+        return outcome
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate on the validation shards, on all ranks, and write evaluation and routing ledger. A collective call.
+
+        Raises:
+            UserError: a damaged shard, or no space.
+        """
+        parts, config, step = self.parts, self.config, self.state.steps_done
+        if self._constants is None:
+            self._constants = constant_predictor(parts.train_index, parts.tasks, config.data.image_size)
+        ledger = RoutingLedger(self.state.ledger.layers, self.state.ledger.tasks)
+        parts.objective.eval()
+        evaluation = evaluate(
+            model_forward(parts.model, ledger),
+            parts.val_index,
+            config,
+            parts.tasks,
+            constants=self._constants,
+            rank=self.env.rank,
+            world=self.env.world,
+            group=parts.engine.world_group,
+            device=parts.engine.device,
+            limit=config.evaluate.images,
+        )
+        parts.objective.train()
+        ledger.all_reduce(parts.engine.world_group)
+        if self.env.is_main:
+            write_ledger(self.run_dir, ledger, step=step)
+            write_evaluation(self.run_dir, evaluation, step=step, split="val")
+        self._evaluated_step = step
+        return evaluation
+
+    def close(self) -> None:
+        """Release loader, engine and run folder; `fit` has done so when it returns."""
+        self._resources.close()
+
+    def _lock(self) -> None:
+        """Keep other runs out of the folder; rank 0 does so, and every rank raises if it cannot."""
+        problem: list[str | None] = [None]
+        if self.env.is_main:
+            try:
+                self._resources.enter_context(checkpoint.lock_run(self.run_dir))
+            except UserError as error:
+                problem = [str(error)]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise UserError(problem[0])
+
+    def _resume(self) -> None:
+        """Go to the latest checkpoint, if any, and make the run folder say so."""
+        restored = checkpoint.load_latest(self.run_dir, self.parts.engine)
+        if restored is not None:
+            self.state.restore(restored.step, restored.state, self.parts, self.env.rank, self.config.seed)
+            self._saved_step = restored.step
+        if self.env.is_main:
+            for problem in restored.damaged if restored else ():
+                self._listener.on_note(f"passed over a damaged checkpoint: {problem}")
+            write_text_atomically(self.run_dir / "config.yaml", dump_config(self.config))
+            truncate_lines(self.run_dir, self.state.steps_done)
+
+    def _open_batches(self) -> Iterator[Batch]:
+        loader = TrainLoader(
+            self.parts.train_index,
+            self.config.data,
+            self.parts.tasks,
+            images_per_step=self.config.train.images_per_step,
+            micro_batch=self.parts.micro_batch,
+            rank=self.env.rank,
+            world=self.env.world,
+            seed=self.config.seed,
+            cursor=self.state.cursor,
+            steps=self.config.train.steps - self.state.steps_done,
+        )
+        self._resources.callback(loader.close)
+        return iter(loader)
+
+    def _count_bad_step(self, keys: list[str]) -> None:
+        """Count a step without an update. All ranks come here together, since they share the gradient norm."""
+        self.state.bad_steps += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row < self.config.train.max_bad_steps:
+            return
+        first = self.state.cursor.position
+        raise UserError(
+            f"no finite gradient in {self._bad_in_a_row} steps in a row, the last one step {self.state.steps_done} "
+            f"(images {first} to {first + self.config.train.images_per_step - 1} of the plan; "
+            f"on rank {self.env.rank}: {', '.join(keys)}): lower optim.lr, or look at these samples"
+        )
+
+    def _log(self, outcome: StepOutcome) -> None:
+        """Write a line of metrics.jsonl. A collective call."""
+        state, done = self.state, self.state.steps_done
+        total = state.journal.collect(self.parts.engine.world_group, self.env.rank)
+        self._line = {
+            "step": done,
+            "epoch": state.cursor.position / len(self.parts.train_index),
+            **state.journal.line(total),
+            "learning_rate": learning_rate(done - 1, self.config.optim, self.config.train.steps),
+            "gradient_norm": finite(outcome.gradient_norm),
+            "images": state.cursor.position,
+            "bad_steps": state.bad_steps,
+            "time": time.time(),
+        }
+        if self.env.is_main:
+            append_line(self.run_dir, self._line)
+        state.journal.next_line()
+
+    def _save(self) -> None:
+        """Write a checkpoint of this step, unless there is one. A collective call."""
+        if self._saved_step == self.state.steps_done:
+            return
+        checkpoint.save(
+            self.run_dir,
+            self.parts.engine,
+            step=self.state.steps_done,
+            state=self.state.collect(self.parts.engine.world_group, self.env.rank),
+            keep_last=self.config.checkpoint.keep_last,
+        )
+        self._saved_step = self.state.steps_done

@@ -1,0 +1,104 @@
+"""Progress of training on the terminal: a live bar, or plain lines where the output is no terminal."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepListener(Protocol):
+    """Who wants to hear about steps; only rank 0 calls it."""
+
+    def on_start(self, step: int, steps: int) -> None:
+        """Training starts after `step` finished steps of `steps`."""
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Step `step` (from 1) is done; `metrics` is the latest line of metrics.jsonl, empty before the first."""
+
+    def on_note(self, text: str) -> None:
+        """Something happened that the user should know."""
+
+    def on_end(self) -> None:
+        """Training has ended, well or not."""
+
+
+class PlainProgress:
+    """One line of text per line of metrics.jsonl, for log files."""
+
+    def __init__(self, console: Console, images_per_step: int) -> None:
+        """Print to `console`; `images_per_step` turns seconds per step into images per second."""
+        self._console, self._images = console, images_per_step
+        self._steps = 0
+
+    def on_start(self, step: int, steps: int) -> None:
+        """Say where training starts."""
+        self._steps = steps
+        self._console.print(f"training from step {step} to {steps}", highlight=False)
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Print a line if this step has logged one."""
+        if metrics.get("step") != step:
+            return
+        seconds = metrics["step_seconds"]
+        left = f", {seconds * (self._steps - step):.0f} s left" if seconds else ""
+        self._console.print(f"step {step}/{self._steps}: {describe(metrics, self._images)}{left}", highlight=False)
+
+    def on_note(self, text: str) -> None:
+        """Print it."""
+        self._console.print(text, highlight=False)
+
+    def on_end(self) -> None:
+        """Do nothing: the last line stands."""
+
+
+class LiveProgress:
+    """A bar with loss, mutual information, throughput and the time left."""
+
+    def __init__(self, console: Console, images_per_step: int) -> None:
+        """Draw on `console`; `images_per_step` turns seconds per step into images per second."""
+        self._images = images_per_step
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+
+    def on_start(self, step: int, steps: int) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=steps, completed=step, text="")
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Move the bar; the numbers are those of the latest line."""
+        self._bar.update(self._task, completed=step, text=describe(metrics, self._images) if metrics else "")
+
+    def on_note(self, text: str) -> None:
+        """Print it above the bar."""
+        self._bar.console.print(text, highlight=False)
+
+    def on_end(self) -> None:
+        """Leave the bar where it is."""
+        self._bar.stop()
+
+
+def terminal_progress(images_per_step: int, console: Console | None = None) -> StepListener:
+    """Return the listener that suits `console` (None: standard output)."""
+    console = console or Console()
+    return (LiveProgress if console.is_terminal else PlainProgress)(console, images_per_step)
+
+
+def describe(metrics: Mapping[str, Any], images_per_step: int) -> str:
+    """Return a line's loss, mean mutual information over layers and images per second; `-` for what is null."""
+    information = [value for value in metrics["mutual_information"].values() if value is not None]
+    mean = sum(information) / len(information) if information else None
+    seconds = metrics["step_seconds"]
+    rate = images_per_step / seconds if seconds else None
+    return f"loss {_number(metrics['loss'], 4)}, MI {_number(mean, 3)}, {_number(rate, 1)} images/s"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
