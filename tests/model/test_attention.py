@@ -40,9 +40,9 @@ def assert_matches_reference(
     assert relative_error(ours, right) <= tolerance
 
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).bfloat16()
-    ours = torch.autograd.grad(ours, [x, routing.logits_SE, *parameters(layer)], upstream.to(dtype))
-    right = torch.autograd.grad(right, [exact[0], again.logits_SE, *exact[1:]], upstream.double())
-    for mine, true in zip(ours, right, strict=True):
+    gradients = torch.autograd.grad(ours, [x, routing.logits_SE, *parameters(layer)], upstream.to(dtype))
+    exact_gradients = torch.autograd.grad(right, [exact[0], again.logits_SE, *exact[1:]], upstream.double())
+    for mine, true in zip(gradients, exact_gradients, strict=True):
         assert relative_error(mine, true) <= tolerance
 
 
