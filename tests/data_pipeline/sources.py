@@ -1,7 +1,7 @@
 """Small sources of samples for tests; at module level, so that spawned processes can import them."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -71,6 +71,15 @@ class FaultySource(RandomSource):
             labels["normal"] = labels["normal"][:8]
         key = "bad key!" if index == 5 else sample.key
         return Sample(key=key, rgb=sample.rgb, labels=labels, mask_valid=sample.mask_valid)
+
+
+@dataclass
+class UnknownSource(RandomSource):
+    """No pixel has a depth."""
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = random_sample(index)
+        return replace(sample, labels={"depth_zbuffer": np.full((16, 16), 65535, np.uint16)})
 
 
 @dataclass

@@ -1,0 +1,123 @@
+"""What is in a folder of shards, and is it whole: checksums, labels per task, statistics of their values."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from configs.tasks import TASKS, TaskSpec
+from data_pipeline.index import INDEX_FILE, IndexFile, ShardIndex
+from data_pipeline.pack import Problem, read_problems
+from data_pipeline.show import load_target
+
+_DECODED_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """Labels of one task. Statistics are over the known pixels of the decoded labels, in the target's space.
+
+    Attributes:
+        task: its name.
+        labels: samples that have one.
+        decoded: labels that the statistics are of.
+        known: share of their pixels that are known.
+        low, mean, high: least, mean and largest target value; class tasks: of the class ids (the likeliest, for
+            vectors). NaN where nothing is known.
+    """
+
+    task: str
+    labels: int
+    decoded: int
+    known: float
+    low: float
+    mean: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check_shards` found.
+
+    Attributes:
+        folder: the shards' folder.
+        shards, samples: their numbers.
+        size: side of the stored images in pixels.
+        file_bytes: size of all shards.
+        fingerprint: identifies the bytes of all shards.
+        tasks: one report per task that has labels, in the order of the task table.
+        problems: what the packing left out.
+    """
+
+    folder: Path
+    shards: int
+    samples: int
+    size: int
+    file_bytes: int
+    fingerprint: str
+    tasks: tuple[TaskReport, ...]
+    problems: tuple[Problem, ...]
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of text."""
+        head = (
+            f"{self.folder}: {self.samples} samples of {self.size} x {self.size} pixels in {self.shards} shards, "
+            f"{self.file_bytes / 2**20:.1f} MiB, checksums good, fingerprint {self.fingerprint}"
+        )
+        columns = f"{'task':<20} {'labels':>8} {'decoded':>8} {'known':>7} {'low':>9} {'mean':>9} {'high':>9}"
+        rows = [
+            f"{row.task:<20} {row.labels:>8} {row.decoded:>8} {row.known:>7.1%} {row.low:>9.4g} {row.mean:>9.4g} "
+            f"{row.high:>9.4g}"
+            for row in self.tasks
+        ]
+        return [head, columns, *rows, *_problem_lines(self.problems)]
+
+
+def check_shards(folder: Path) -> CheckReport:
+    """Verify every shard's checksum, decode labels of samples spread over all shards, and count.
+
+    Raises:
+        UserError: no index, a missing, truncated or changed shard, or a member that cannot be decoded.
+    """
+    index = ShardIndex.load(folder)
+    index.verify()
+    specs = [spec for name, spec in TASKS.items() if name in index.tasks]
+    shards = IndexFile.model_validate_json((folder / INDEX_FILE).read_bytes()).shards
+    return CheckReport(
+        folder=folder,
+        shards=len(shards),
+        samples=len(index),
+        size=index.size,
+        file_bytes=sum(shard.file_bytes for shard in shards),
+        fingerprint=index.fingerprint,
+        tasks=tuple(_report_task(index, spec) for spec in specs),
+        problems=read_problems(folder),
+    )
+
+
+def _report_task(index: ShardIndex, spec: TaskSpec) -> TaskReport:
+    labelled = np.flatnonzero(index.available([spec.name])[:, 0])
+    chosen = labelled[np.unique(np.linspace(0, len(labelled) - 1, _DECODED_SAMPLES).round().astype(int))]
+    known, values = [], []
+    for sample in chosen.tolist():
+        target = load_target(index, sample, spec)
+        mask = target.mask
+        field = target.values if spec.dense else target.values.argmax(1, keepdim=True)
+        field = field.reshape(len(mask), -1, *mask.shape[2:])
+        known.append(mask.float().mean().item())
+        values.append(field[mask.expand_as(field)].double().numpy())
+    pool = np.concatenate(values)
+    low, mean, high = (pool.min(), pool.mean(), pool.max()) if pool.size else (np.nan, np.nan, np.nan)
+    return TaskReport(
+        spec.name, len(labelled), len(chosen), float(np.mean(known)), float(low), float(mean), float(high)
+    )
+
+
+def _problem_lines(problems: Iterable[Problem]) -> list[str]:
+    """How many problems of which task, with the first one of each."""
+    problems = list(problems)
+    counts = Counter(problem.task or "whole samples" for problem in problems)
+    first = {problem.task or "whole samples": problem for problem in reversed(problems)}
+    return [f"left out: {count} of {task}, first: {first[task]}" for task, count in counts.most_common()]

@@ -1,0 +1,162 @@
+"""Which files of a Taskonomy or omnidata folder belong to which view.
+
+Only names are read, and the headers of tars; a full Taskonomy is 4.6 million views.
+"""
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from configs.errors import UserError
+
+_NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_\w+\.(?:png|jpg|jpeg|npy)")
+_ALIASES = {"class_places": "class_scene", "class_1000": "class_object"}
+_END_MARK = bytes(1024)
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """A file, or a member of a tar.
+
+    Attributes:
+        path: the file, or the tar.
+        member: name inside the tar; empty for a plain file.
+        offset: first byte of the content in `path`.
+        size: bytes of the content.
+    """
+
+    path: str
+    member: str = ""
+    offset: int = 0
+    size: int = -1
+
+    @property
+    def suffix(self) -> str:
+        """Format by name, such as png."""
+        return self.where.rpartition(".")[2].lower()
+
+    @property
+    def where(self) -> str:
+        """Name for messages."""
+        return f"{self.path}:{self.member}" if self.member else self.path
+
+    def read(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            UserError: the file cannot be read, is empty or cut off.
+        """
+        try:
+            with Path(self.path).open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise UserError(f"the file cannot be read ({error.strerror})") from None
+        if not data:
+            raise UserError("the file is empty")
+        if len(data) < self.size:
+            raise UserError("the file is cut off")
+        return data
+
+
+@dataclass(slots=True)
+class View:
+    """One view of a building and its files.
+
+    Attributes:
+        building: folders between the domain's and the file, joined with `/`; may be empty.
+        point: number of the point of interest.
+        view: number of the camera.
+        files: domain -> its file.
+        repeated: further files of a domain that `files` has already.
+    """
+
+    building: str
+    point: int
+    view: int
+    files: dict[str, RawFile] = field(default_factory=dict)
+    repeated: list[tuple[str, RawFile]] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Key of the sample, `<building>/point_P_view_V`."""
+        building = re.sub(r"[^A-Za-z0-9_/-]", "-", self.building)
+        return f"{building}/point_{self.point}_view_{self.view}".lstrip("/")
+
+
+def find_views(root: Path, domains: Sequence[str]) -> list[View]:
+    """Return the views under `root` that have a file of one of `domains`, by building, point and view.
+
+    Raises:
+        UserError: no such folder, no file of a known domain, no image at all, or a damaged tar.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give the one that holds rgb, depth_zbuffer and the like")
+    views: dict[tuple[str, int, int], View] = {}
+    found = set()
+    for building, domain, name, file in _raw_files(root, domains):
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        found.add(domain)
+        identity = (building, int(match[1]), int(match[2]))
+        view = views.setdefault(identity, View(*identity))
+        if domain in view.files:
+            view.repeated.append((domain, file))
+        else:
+            view.files[domain] = file
+    if "rgb" not in found:
+        here = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+        raise UserError(
+            f"{root} holds {'no rgb' if found else 'no known domain'}: looked for files point_P_view_V_domain_D in "
+            f"folders or tars named {', '.join(domains)}; it holds {here}"
+        )
+    return [views[identity] for identity in sorted(views)]
+
+
+def _raw_files(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, str, RawFile]]:
+    """Yield (building, domain, file name, file) in the order of paths; a tar counts as a folder."""
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders.sort()
+        folders = Path(folder).relative_to(root).parts
+        place = _split_folders(folders, domains)
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if name.endswith(".tar"):
+                # The folders inside repeat the domain, so the tar's own name is all that matters.
+                of_tar = _split_folders((*folders, name.removesuffix(".tar")), domains)
+                if of_tar is not None:
+                    for member, offset, size in _tar_members(path):
+                        yield *of_tar, PurePosixPath(member).name, RawFile(path, member, offset, size)
+            elif place is not None:
+                yield *place, name, RawFile(path)
+
+
+def _tar_members(path: str) -> list[tuple[str, int, int]]:
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, os.path.getsize(path) - len(_END_MARK)))
+            if file.read() != _END_MARK:
+                raise UserError(f"tar {path} has no end mark, so it is cut off: download it again")
+        with tarfile.open(path, "r:") as tar:
+            return [(info.name, info.offset_data, info.size) for info in tar if info.isfile()]
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"tar {path} cannot be read ({error}): download it again") from None
+
+
+def _split_folders(folders: tuple[str, ...], domains: Sequence[str]) -> tuple[str, str] | None:
+    """Return (building, domain) for the folders above a file; None if none of them names a domain.
+
+    A folder names a domain by being called so, or by ending in `_<domain>`, before which stands the building.
+    """
+    known = {**{domain: domain for domain in domains}, **_ALIASES}
+    for place in reversed(range(len(folders))):
+        for alias, domain in known.items():
+            if folders[place] == alias or folders[place].endswith(f"_{alias}"):
+                named = re.compile(rf"(^|_)({alias}|{domain})$")
+                rest = [named.sub("", part) for part in folders]
+                return "/".join(part for part in rest if part), domain
+    return None
