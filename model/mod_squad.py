@@ -40,7 +40,6 @@ class ModSquad(nn.Module):
     Attributes:
         config, tasks, image_size: what it was built from.
         expert_layers: facts of every expert layer, in the order of `ModelOutput.routing`.
-        no_weight_decay: names of the parameters that are not decayed: biases, norms and embeddings.
     """
 
     def __init__(
@@ -77,7 +76,6 @@ class ModSquad(nn.Module):
                     for spec in self.tasks
                 }
             )
-        self.no_weight_decay = undecayed(self)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -102,17 +100,3 @@ class ModSquad(nn.Module):
         x_by_task = x_PND.split([task_of_pair.count(task) for task in range(len(self.tasks))])
         predictions = {name: head(x_pND) for (name, head), x_pND in zip(self.heads.items(), x_by_task, strict=True)}
         return ModelOutput(predictions=predictions, routing=routing)
-
-
-def undecayed(module: nn.Module) -> frozenset[str]:
-    """Return the names of the parameters that weight decay leaves alone: biases, norms and embeddings.
-
-    An expert layer stacks its experts' biases into matrices, hence names rather than dimensions decide.
-    """
-    norms = {name for name, part in module.named_modules() if isinstance(part, nn.LayerNorm)}
-    plain = {"bias", "b1", "b2", "position", "task_embedding"}
-    return frozenset(
-        name
-        for name, _ in module.named_parameters()
-        if name.rpartition(".")[2] in plain or name.rpartition(".")[0] in norms
-    )

@@ -207,7 +207,9 @@ class VisionTransformer(nn.Module):
         self.position = nn.Parameter(torch.empty(self.grid**2, config.width))
         if config.task_embedding != "none":
             self.task_embedding = nn.Parameter(torch.empty(num_tasks, config.width))
-            nn.init.trunc_normal_(self.task_embedding, std=0.02)
+            # Routers must feel the task from the start: at equal routers the gradient of the mutual information is
+            # zero. In toy runs it left zero several times sooner than with 0.02, and 1 cost task loss.
+            nn.init.trunc_normal_(self.task_embedding, std=0.3)
         nn.init.trunc_normal_(self.patch.weight, std=0.02)
         nn.init.zeros_(self.patch.bias)
         nn.init.trunc_normal_(self.position, std=0.02)
