@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def test_squads_are_tabulated(run: Path) -> None:
     assert "2 M → 900 k" in text
     assert "+0.50 %" in text
     assert "98.00 %" in text
+
+
+def test_held_out_images_are_shown_beside_the_truth(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    page = write_report(run, rooms=2)
+    text = text_of(page)
+    assert "checkpoint of step 7" in text
+    assert "no predictions" not in text
+    assert "2 (latest checkpoint)" in text  # ranks
+    assert {path.name for path in page.parent.glob("*.png")} == {"predictions_0.png", "predictions_1.png"}
 
 
 def test_a_new_report_replaces_the_old_one(run: Path) -> None:

@@ -1,0 +1,103 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from data_pipeline.index import ShardIndex
+from model.routing_stats import RoutingLedger
+from tests.trainer.tiny_run import SIDE, TASKS, UNLABELLED, tiny_config, tiny_model
+from trainer.evaluate import evaluate, model_forward
+from trainer.export import load_squad
+from trainer.extraction import extract_task, read_summary
+
+STEP = 7
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    """The tiny run with the ledger of an evaluation of its checkpoint."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    config = tiny_config(tiny_run)
+    model = tiny_model(config)
+    ledger = RoutingLedger(model.expert_layers, TASKS)
+    index = ShardIndex.load(config.data.val)
+    evaluate(model_forward(model, ledger), index, config, config.task_specs, constants={})
+    write_ledger(folder, ledger, STEP)
+    return folder
+
+
+def write_ledger(run: Path, ledger: RoutingLedger, step: int) -> None:
+    (run / "routing").mkdir(exist_ok=True)
+    (run / "routing" / f"step_{step:08d}.json").write_text(json.dumps(ledger.to_json()))
+
+
+def test_threshold_0_keeps_everything_and_changes_nothing(run: Path) -> None:
+    summary = extract_task(run, "normal", run / "squads" / "normal", threshold=0.0)
+    assert summary.experts == (8, 8)
+    assert summary.value_after == pytest.approx(summary.value_before, rel=1e-6)
+    assert summary.unaffected_tokens == summary.unaffected_images == 1.0
+    assert summary.parameters_after < summary.parameters_before  # the other tasks' heads, routers and embeddings
+    assert summary.macs_after == summary.macs_before
+    assert (summary.step, summary.images, summary.image_size) == (STEP, 5, SIDE)
+    assert summary.metric == "mean_angle_deg"
+
+
+def test_threshold_1_keeps_the_k_most_used_experts_of_each_layer(run: Path) -> None:
+    out = run / "squads" / "depth_zbuffer"
+    summary = extract_task(run, "depth_zbuffer", out, threshold=1.0)
+    ledger = RoutingLedger.from_json(json.loads((run / "routing" / f"step_{STEP:08d}.json").read_text()))
+    for layer in summary.layers:
+        used = ledger.share(layer.name, "depth_zbuffer")
+        assert len(layer.kept) == 2
+        left_out = [expert for expert in range(4) if expert not in layer.kept]
+        assert used[list(layer.kept)].min() >= used[left_out].max()
+    assert 0.0 <= summary.unaffected_tokens <= min(layer.unaffected_share for layer in summary.layers) < 1.0
+    squad = load_squad(out)
+    assert squad.kept == {layer.name: list(layer.kept) for layer in summary.layers}
+    assert sum(value.numel() for value in squad.parameters()) == summary.parameters_after
+    assert squad(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 1, SIDE, SIDE)
+
+
+def test_what_was_measured_lies_beside_the_squad(run: Path) -> None:
+    out = run / "squads" / "class_scene"
+    summary = extract_task(run, "class_scene", out)
+    assert read_summary(out) == summary
+    assert read_summary(out, step=STEP) == summary
+    assert read_summary(out, step=STEP + 1) is None
+    assert read_summary(run / "squads" / "normal") is None
+
+
+def test_images_limit_what_is_measured(run: Path) -> None:
+    few = extract_task(run, "class_scene", run / "few", images=UNLABELLED + 1)
+    assert few.images == UNLABELLED + 1
+    assert few.value_before in (0.0, 1.0)  # accuracy on the only labelled image of the two
+
+
+def test_an_unknown_task_is_named(run: Path) -> None:
+    with pytest.raises(UserError, match=r"not trained on task 'edges'; its tasks: class_scene, depth_zbuffer, normal"):
+        extract_task(run, "edges", run / "out")
+
+
+def test_a_ledger_of_other_weights_is_refused(run: Path) -> None:
+    ledger = RoutingLedger.from_json(json.loads((run / "routing" / f"step_{STEP:08d}.json").read_text()))
+    write_ledger(run, ledger, STEP + 1)
+    with pytest.raises(UserError, match=r"step 7, the latest is of step 8: run `modsquad evaluate"):
+        extract_task(run, "normal", run / "out")
+    shutil.rmtree(run / "routing")
+    with pytest.raises(UserError, match=r"step 7, there is none: run `modsquad evaluate"):
+        extract_task(run, "normal", run / "out")
+    assert not (run / "out").exists()
+
+
+def test_a_damaged_summary_is_named(run: Path) -> None:
+    out = run / "squads" / "normal"
+    extract_task(run, "normal", out, images=1)
+    values = json.loads((out / "squad.json").read_text())
+    del values["metric"]
+    (out / "squad.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"squad\.json: metric"):
+        read_summary(out)
