@@ -24,6 +24,8 @@ _TOP_CLASSES = 5
 _HATCH_PIXELS = 6
 # Curvature targets are standardised: three standard deviations each way.
 _SIGNED_RANGE = (-3.0, 3.0)
+# Stored curvature is round((0.03 k + 1) / 2 * 254), so 127 means none.
+_FLAT_CODE = 127
 # Okabe and Ito, "Color universal design" (2008), after black for the background.
 _OKABE_ITO = np.array(
     [
@@ -100,8 +102,10 @@ def _heat(spec: TaskSpec, values: FloatArray, value_range: Range | None) -> NDAr
 
 
 def _signed(spec: TaskSpec, values: FloatArray, value_range: Range | None) -> NDArray[np.uint8]:
-    """The channels' mean (mean curvature, for principal curvatures), white at 0."""
-    return _colours("PuOr", values.mean(axis=0), value_range or _SIGNED_RANGE)
+    """The channels' mean (mean curvature, for principal curvatures), white where the surface is flat."""
+    flat = [(_FLAT_CODE - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True)]
+    field = (values - np.array(flat).reshape(-1, 1, 1)).mean(axis=0)
+    return _colours("PuOr", field, value_range or _SIGNED_RANGE)
 
 
 def _unit_vectors(spec: TaskSpec, values: FloatArray, value_range: Range | None) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ def test_sources_that_do_not_overlap_share_no_room() -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake", [{"images": 0}, {"size": 16}, {"size": 4096}, {"seed": -1}, {"offset": -1}], ids=lambda given: str(given)
+    "mistake", [{"images": 0}, {"size": 16}, {"size": 4096}, {"seed": -1}, {"offset": -1}], ids=str
 )
 def test_mistakes_are_named_at_once(mistake: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(str(value) for value in mistake.values())):
