@@ -1,0 +1,281 @@
+"""Batches for the trainer and for evaluation, read ahead by worker processes.
+
+The loaders decide *what* to read in the trainer's process, from the plan; workers are stateless and only read and
+decode it. So the batches do not depend on the number of workers, and nothing in a worker needs to be saved.
+"""
+
+import math
+import multiprocessing
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from configs.errors import UserError
+from configs.schema import DataConfig
+from configs.tasks import TaskSpec
+from data_pipeline.batch import Batch
+from data_pipeline.cursor import Cursor
+from data_pipeline.plan import Plan, Slot
+from data_pipeline.reading import Augment, read_batch
+from data_pipeline.shards import ShardIndex
+
+# Micro-batches that each worker keeps ready.
+_PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """One micro-batch to read.
+
+    Attributes:
+        slots: its images and their tasks.
+        global_pairs: (T,) int64 pairs of each task in the global batch that it is a part of.
+    """
+
+    slots: tuple[Slot, ...]
+    global_pairs: NDArray[np.int64]
+
+
+def deal_slots(slots: Sequence[Slot], parts: int) -> list[tuple[Slot, ...]]:
+    """Deal a global batch into equal parts whose tasks are as mixed as those of the whole.
+
+    Args:
+        slots: a multiple of `parts`.
+        parts: ranks times accumulation steps.
+    """
+    assert len(slots) % parts == 0, "a global batch divides evenly"
+    ordered = sorted(slots, key=lambda slot: slot.tasks)
+    return [tuple(ordered[part::parts]) for part in range(parts)]
+
+
+class _Loader(ABC):
+    """Iterates over the batches of a sequence of requests."""
+
+    def __init__(self, index: ShardIndex, tasks: Sequence[TaskSpec], workers: int, augment: Augment | None) -> None:
+        self._index = index
+        self._tasks = tuple(tasks)
+        self._workers = workers
+        self._augment = augment
+        self._batches: Iterator[Batch | UserError] | None = None
+
+    @abstractmethod
+    def _requests(self) -> Iterator[Request]:
+        """Yield what to read, in order."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        self._batches = iter(
+            DataLoader(
+                _Reader(self._index, self._tasks, self._augment),
+                batch_size=None,
+                sampler=self._requests(),
+                num_workers=self._workers,
+                collate_fn=_unchanged,
+                prefetch_factor=_PREFETCH if self._workers else None,
+                multiprocessing_context=_worker_context() if self._workers else None,
+                worker_init_fn=_end_with_parent if self._workers else None,
+            )
+        )
+        # Only the attribute holds the iterator, so that `close` ends its workers.
+        while self._batches is not None:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            if isinstance(batch, UserError):
+                self.close()
+                raise batch
+            yield batch
+        self.close()
+
+    def close(self) -> None:
+        """End the workers and close the shards."""
+        self._batches = None
+        self._index.close()
+
+
+class TrainLoader(_Loader):
+    """This rank's micro-batches of `steps` global batches, from the cursor's position on.
+
+    Step s uses positions [p, p + images_per_step) of the plan, p = cursor.position + s * images_per_step. They are
+    dealt to (accumulation step, rank); the union over both is the same for any world.
+
+    Attributes:
+        plan: the order of samples and tasks; `plan.unlabelled` counts the samples that no task can use.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        config: DataConfig,
+        tasks: Sequence[TaskSpec],
+        *,
+        images_per_step: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        seed: int,
+        cursor: Cursor,
+        steps: int,
+    ) -> None:
+        """Prepare the stream.
+
+        Args:
+            index: training shards.
+            config: workers, tasks per image, shares, window, augmentation.
+            tasks: the run's T tasks.
+            images_per_step: images of a global batch; a multiple of micro_batch * world.
+            micro_batch: images per rank and forward pass.
+            rank: of this process.
+            world: number of ranks.
+            seed: of the run.
+            cursor: where to start.
+            steps: global batches to yield.
+
+        Raises:
+            UserError: the cursor belongs to other shards or another seed, no sample has a wanted label, or the global
+                batch cannot be dealt evenly.
+        """
+        super().__init__(index, tasks, config.workers, Augment(seed, config.flip, config.crop_min_scale))
+        cursor.check(index, seed)
+        if images_per_step % (micro_batch * world):
+            raise UserError(
+                f"train.images_per_step {images_per_step} is not a multiple of micro_batch {micro_batch} x {world} "
+                "ranks: change one of them"
+            )
+        self.plan = Plan(
+            index.shard_of,
+            index.available([spec.name for spec in tasks]),
+            seed=seed,
+            tasks_per_image=config.tasks_per_image,
+            shares=[config.task_shares.get(spec.name, 1.0) for spec in tasks],
+            window=config.shuffle_window_shards,
+        )
+        self._images_per_step = images_per_step
+        self._parts = images_per_step // micro_batch
+        self._rank = rank
+        self._world = world
+        self._start = cursor.position
+        self._steps = steps
+
+    def __len__(self) -> int:
+        """Micro-batches of this rank."""
+        return self._steps * self._parts // self._world
+
+    def _requests(self) -> Iterator[Request]:
+        for step in range(self._steps):
+            slots = self.plan.slots(self._start + step * self._images_per_step, self._images_per_step)
+            pairs = _count_pairs(slots, len(self._tasks))
+            parts = deal_slots(slots, self._parts)
+            yield from (Request(part, pairs) for part in parts[self._rank :: self._world])
+
+
+class EvaluationLoader(_Loader):
+    """Every sample once over all ranks, with all its labels, unaugmented, in the order of the index.
+
+    All ranks yield equally many batches, so that they meet in every collective; a rank that has run out yields empty
+    ones. `global_pairs` counts the pairs of all ranks' batches of the same turn.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        tasks: Sequence[TaskSpec],
+        *,
+        batch_size: int,
+        rank: int,
+        world: int,
+        limit: int | None,
+        workers: int,
+    ) -> None:
+        """Prepare the batches.
+
+        Args:
+            index: shards to evaluate on.
+            tasks: the run's T tasks.
+            batch_size: images per rank and batch.
+            rank: of this process.
+            world: number of ranks.
+            limit: only so many samples, from the start of the index; None: all.
+            workers: processes that read ahead; 0: none.
+        """
+        super().__init__(index, tasks, workers, None)
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world = world
+        self._count = len(index) if limit is None else min(limit, len(index))
+
+    def __len__(self) -> int:
+        """Batches of this rank, empty ones included."""
+        return math.ceil(self._count / (self._batch_size * self._world))
+
+    def _requests(self) -> Iterator[Request]:
+        available = self._index.available([spec.name for spec in self._tasks])
+        turn = self._batch_size * self._world
+        for first in range(0, self._count, turn):
+            samples = range(first, min(first + turn, self._count))
+            slots = [Slot(sample, tuple(np.flatnonzero(available[sample]).tolist()), 0) for sample in samples]
+            mine = slots[self._rank * self._batch_size :][: self._batch_size]
+            yield Request(tuple(mine), _count_pairs(slots, len(self._tasks)))
+
+
+class _Reader(Dataset[Batch | UserError]):
+    """Reads requests, in a worker or in the trainer's process."""
+
+    def __init__(self, index: ShardIndex, tasks: tuple[TaskSpec, ...], augment: Augment | None) -> None:
+        self._index = index
+        self._tasks = tasks
+        self._augment = augment
+
+    def __getitem__(self, request: Request) -> Batch | UserError:
+        # An error travels as a value: raised in a worker it would arrive wrapped in that worker's traceback.
+        try:
+            return read_batch(self._index, self._tasks, request.slots, request.global_pairs, self._augment)
+        except UserError as error:
+            return error
+
+
+def _count_pairs(slots: Sequence[Slot], tasks: int) -> NDArray[np.int64]:
+    """Return (T,) how many of the slots serve each task."""
+    served = [task for slot in slots for task in slot.tasks]
+    return np.bincount(np.asarray(served, np.int64), minlength=tasks)
+
+
+def _unchanged(batch: Any) -> Any:
+    """Replace DataLoader's collation: the reader has stacked already."""
+    return batch
+
+
+def _worker_context() -> ForkServerContext:
+    """Return the way workers start: forked from a clean server process.
+
+    A fork of the trainer itself would copy it while threads of gloo, OpenMP and CUDA hold locks that nobody in the
+    copy releases. A spawned worker imports torch anew; the server imports it once for all workers (two workers on two
+    busy cores: first batch after 5 s, 0.3 s for every later loader; spawned: 10 s each time).
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker when the trainer is gone, however it went.
+
+    DataLoader's own watch compares the parent's process id, but the parent of a worker is the fork server, which lives
+    as long as its workers do.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None, "runs in a worker"
+
+    def wait() -> None:
+        trainer.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()

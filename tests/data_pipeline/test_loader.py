@@ -1,0 +1,355 @@
+"""The same global batches on any number of ranks and workers; resuming loses and repeats nothing."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import DataConfig
+from configs.tasks import TaskSpec, resolve_tasks
+from data_pipeline.batch import Batch
+from data_pipeline.cursor import Cursor
+from data_pipeline.loader import EvaluationLoader, TrainLoader, deal_slots
+from data_pipeline.plan import Slot
+from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.shards import ShardIndex, ShardWriter, build_index, write_index
+
+SIDE = 4
+SAMPLES = 23
+TASKS = resolve_tasks(["class_scene", "depth_zbuffer", "normal"])
+SEED = 5
+
+# What a batch says about one pair: sample key, task, flip, crop.
+Pair = tuple[str, str, bool, tuple[float, ...]]
+
+
+def label_of(number: int, spec: TaskSpec) -> AnyArray:
+    """A label that tells its sample."""
+    if not spec.dense:
+        return np.full(spec.encoding.channels, number, np.float32)
+    channels = () if spec.encoding.channels == 1 else (spec.encoding.channels,)
+    return np.full((SIDE, SIDE, *channels), number, spec.encoding.dtype)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards; every third sample lacks normals, the last one has no label at all."""
+    path = tmp_path_factory.mktemp("shards")
+    entries = []
+    for shard in range(3):
+        with ShardWriter(path / f"{shard}.tar") as writer:
+            for number in range(shard, SAMPLES, 3):
+                specs = [spec for spec in TASKS if number % 3 or spec.name != "normal"]
+                labels = {spec.name: label_of(number, spec) for spec in specs} if number != SAMPLES - 1 else {}
+                mask = np.zeros((SIDE, SIDE), np.uint8) if number == 1 else None
+                rgb = np.full((SIDE, SIDE, 3), (number, 1, 2), np.uint8)
+                writer.write(Sample(key=f"k{number}", rgb=rgb, labels=labels, mask_valid=mask))
+        entries.append(writer.entry)
+    write_index(path, entries)
+    return path
+
+
+def train_loader(
+    index: ShardIndex,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    accumulation: int = 1,
+    workers: int = 0,
+    steps: int = 6,
+    cursor: Cursor | None = None,
+    tasks_per_image: int | None = 1,
+) -> TrainLoader:
+    return TrainLoader(
+        index,
+        DataConfig(tasks_per_image=tasks_per_image, workers=workers, shuffle_window_shards=2),
+        TASKS,
+        images_per_step=8,
+        micro_batch=8 // (world * accumulation),
+        rank=rank,
+        world=world,
+        seed=SEED,
+        cursor=cursor or Cursor.start(index, SEED),
+        steps=steps,
+    )
+
+
+def pairs_of(batch: Batch) -> list[Pair]:
+    """Describe a batch's pairs, after checking that images and labels belong to the keys."""
+    crop = [tuple(row.tolist()) for row in batch.crop]
+    seen: dict[str, int] = {}
+    pairs = []
+    for image, task in zip(batch.pair_image.tolist(), batch.pair_task.tolist(), strict=True):
+        spec, key = TASKS[task], batch.keys[image]
+        row = seen.get(spec.name, 0)
+        seen[spec.name] = row + 1
+        assert (batch.labels[spec.name][row].to(torch.float32) == int(key[1:])).all()
+        assert (batch.images[image, 0] == int(key[1:])).all()
+        pairs.append((key, spec.name, bool(batch.flip[image]), crop[image]))
+    assert {name: len(labels) for name, labels in batch.labels.items()} == {s.name: seen.get(s.name, 0) for s in TASKS}
+    return pairs
+
+
+def global_batches(folder: Path, world: int, accumulation: int, workers: int, **kwargs: object) -> list[Counter[Pair]]:
+    """Union over ranks and accumulation steps, per step."""
+    steps: dict[int, Counter[Pair]] = {}
+    for rank in range(world):
+        loader = train_loader(
+            ShardIndex.load(folder),
+            rank=rank,
+            world=world,
+            accumulation=accumulation,
+            workers=workers,
+            **kwargs,  # type: ignore[arg-type]
+        )
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        for number, batch in enumerate(batches):
+            assert len(batch.keys) == 8 // (world * accumulation)
+            steps.setdefault(number // accumulation, Counter()).update(pairs_of(batch))
+    return list(steps.values())
+
+
+@pytest.mark.parametrize("tasks_per_image", [None, 1, 2])
+def test_global_batches_do_not_depend_on_the_world(folder: Path, tasks_per_image: int | None) -> None:
+    reference = global_batches(folder, 1, 1, 0, tasks_per_image=tasks_per_image)
+    assert len(reference) == 6
+    for world, accumulation in ((1, 4), (2, 1), (2, 2), (4, 1), (4, 2)):
+        assert global_batches(folder, world, accumulation, 0, tasks_per_image=tasks_per_image) == reference
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 2)])
+def test_workers_change_nothing(folder: Path, world: int, accumulation: int) -> None:
+    assert global_batches(folder, world, accumulation, 2) == global_batches(folder, 1, 1, 0)
+
+
+def test_resuming_on_another_world_continues_the_stream(folder: Path) -> None:
+    whole = global_batches(folder, 2, 1, 0, steps=7)
+    index = ShardIndex.load(folder)
+    cursor = Cursor.from_dict(Cursor.start(index, SEED).advanced(3 * 8).to_dict())
+    assert global_batches(folder, 4, 2, 0, steps=4, cursor=cursor) == whole[3:]
+    # 22 of the 23 samples have a label: 11 steps of 8 are 4 epochs.
+    seen = Counter(key for step in global_batches(folder, 1, 1, 0, steps=11) for key, *_ in step.elements())
+    assert seen == Counter({f"k{number}": 4 for number in range(SAMPLES - 1)})
+    assert train_loader(index).plan.unlabelled == 1
+
+
+def test_batches_are_in_stored_form(folder: Path) -> None:
+    batch = next(iter(train_loader(ShardIndex.load(folder), tasks_per_image=None)))
+    assert (batch.images.shape, batch.images.dtype) == ((8, 3, SIDE, SIDE), torch.uint8)
+    assert (batch.mask_valid.shape, batch.mask_valid.dtype) == ((8, SIDE, SIDE), torch.bool)
+    assert batch.labels["depth_zbuffer"].dtype == torch.uint16
+    assert batch.labels["depth_zbuffer"].shape == (8, 1, SIDE, SIDE)
+    assert batch.labels["normal"].shape[1:] == (3, SIDE, SIDE)
+    assert (batch.labels["class_scene"].shape, batch.labels["class_scene"].dtype) == ((8, 365), torch.float32)
+    order = list(zip(batch.pair_task.tolist(), batch.pair_image.tolist(), strict=True))
+    assert order == sorted(order)
+    assert batch.global_pairs.tolist() == torch.bincount(batch.pair_task, minlength=3).tolist()
+    assert [bool(mask.all()) for mask in batch.mask_valid] == [key != "k1" for key in batch.keys]
+    inside = batch.crop[:, :2] + batch.crop[:, 2:]
+    assert (batch.crop >= 0).all()
+    assert (inside <= 1 + 1e-6).all()
+    assert (batch.crop[:, 2] >= 0.7 - 1e-6).all()
+
+
+def test_global_pairs_count_all_ranks(folder: Path) -> None:
+    ranks = [list(train_loader(ShardIndex.load(folder), rank=rank, world=2, accumulation=2)) for rank in range(2)]
+    for step in range(6):
+        parts = [batch for batches in ranks for batch in batches[2 * step : 2 * step + 2]]
+        counted = sum(torch.bincount(batch.pair_task, minlength=3) for batch in parts)
+        assert all(batch.global_pairs.tolist() == torch.as_tensor(counted).tolist() for batch in parts)
+
+
+def test_augmentation_differs_between_epochs_and_can_be_off(folder: Path) -> None:
+    steps = global_batches(folder, 1, 1, 0, steps=11)
+    draws = Counter((key, flip, crop) for step in steps for key, _, flip, crop in step)
+    assert max(draws.values()) == 1
+    assert 0.3 < sum(flip for _, flip, _ in draws) / len(draws) < 0.7
+    index = ShardIndex.load(folder)
+    config = DataConfig(workers=0, flip=False, crop_min_scale=1.0)
+    plain = TrainLoader(
+        index, config, TASKS, images_per_step=8, micro_batch=8, rank=0, world=1, seed=0,
+        cursor=Cursor.start(index, 0), steps=2,
+    )  # fmt: skip
+    for batch in plain:
+        assert not batch.flip.any()
+        assert batch.crop.tolist() == [[0, 0, 1, 1]] * 8
+
+
+def test_dealing_mixes_tasks() -> None:
+    slots = [Slot(sample, (sample // 4,), 0) for sample in range(16)]
+    for part in deal_slots(slots, 4):
+        assert sorted(slot.tasks for slot in part) == [(0,), (1,), (2,), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("world", "workers", "limit"), [(1, 0, None), (2, 2, None), (4, 0, None), (3, 0, 10), (4, 0, 3)]
+)
+def test_evaluation_sees_every_sample_once(folder: Path, world: int, workers: int, limit: int | None) -> None:
+    index = ShardIndex.load(folder)
+    keys: list[str] = []
+    pairs: Counter[str] = Counter()
+    lengths = set()
+    for rank in range(world):
+        loader = EvaluationLoader(index, TASKS, batch_size=3, rank=rank, world=world, limit=limit, workers=workers)
+        batches = list(loader)
+        lengths.add(len(batches))
+        assert len(loader) == len(batches)
+        for batch in batches:
+            keys += batch.keys
+            pairs.update(task for _, task, *_ in pairs_of(batch))
+            assert not batch.flip.any()
+            assert (batch.crop == torch.tensor([0.0, 0, 1, 1])).all()
+            assert batch.images.shape[1:] == (3, SIDE, SIDE)
+            assert batch.labels["normal"].shape[1:] == (3, SIDE, SIDE)
+    expected = list(index.keys[:limit])
+    assert sorted(keys) == sorted(expected)
+    assert len(lengths) == 1
+    labels = index.available([spec.name for spec in TASKS])[: len(expected)].sum(axis=0)
+    assert [pairs[spec.name] for spec in TASKS] == labels.tolist()
+
+
+def bad_shards(path: Path, tasks: Sequence[str], member: str) -> ShardIndex:
+    """One good shard, then damaged bytes in `member` of its last sample."""
+    with ShardWriter(path / "a.tar") as writer:
+        for number in range(4):
+            labels = {task: label_of(number, spec) for task, spec in zip(tasks, resolve_tasks(tasks), strict=True)}
+            writer.write(Sample(key=f"k{number}", rgb=np.zeros((SIDE, SIDE, 3), np.uint8), labels=labels))
+    write_index(path, [writer.entry])
+    index = ShardIndex.load(path)
+    members = writer.entry.members[member]
+    with (path / "a.tar").open("r+b") as file:
+        file.seek(members.offset[3] + 30)
+        file.write(b"\xff" * (members.size[3] - 30))
+    return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_member_is_one_clear_line(tmp_path: Path, workers: int) -> None:
+    index = bad_shards(tmp_path, ["normal"], "normal.png")
+    loader = EvaluationLoader(
+        index, resolve_tasks(["normal"]), batch_size=1, rank=0, world=1, limit=None, workers=workers
+    )
+    batches = iter(loader)
+    for number in range(3):
+        assert next(batches).keys == (f"k{number}",)
+    with pytest.raises(UserError, match=r"^shard .*a.tar, sample k3, member normal is damaged") as caught:
+        next(batches)
+    assert "\n" not in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_label_of_the_wrong_depth_is_named(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        depth = label_of(1, resolve_tasks("depth_zbuffer")[0])
+        writer.write(Sample(key="k", rgb=np.zeros((SIDE, SIDE, 3), np.uint8), labels={"depth_zbuffer": depth}))
+    data = (tmp_path / "a.tar").read_bytes().replace(b"k.depth_zbuffer.png", b"k.segment_unsup.png")
+    assert b"depth" not in data
+    # Give the 16-bit member the name of an 8-bit task; the tar's header needs its checksum again.
+    header = data.index(b"k.segment_unsup.png")
+    block = bytearray(data[header : header + 512])
+    block[:100] = b"k.segment_unsup2d.png".ljust(100, b"\0")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (tmp_path / "a.tar").write_bytes(data[:header] + bytes(block) + data[header + 512 :])
+    build_index(tmp_path)
+    index = ShardIndex.load(tmp_path)
+    loader = EvaluationLoader(
+        index, resolve_tasks(["segment_unsup2d"]), batch_size=1, rank=0, world=1, limit=None, workers=0
+    )
+    with pytest.raises(UserError, match=r"a.tar, sample k, member segment_unsup2d is uint16 .* stores uint8"):
+        next(iter(loader))
+
+
+def test_impossible_batches_and_foreign_cursors_are_refused(folder: Path) -> None:
+    index = ShardIndex.load(folder)
+    with pytest.raises(UserError, match="changed since the checkpoint"):
+        train_loader(index, cursor=Cursor(0, SEED, "other"))
+    with pytest.raises(UserError, match=r"images_per_step 8 is not a multiple of micro_batch 2 x 3"):
+        train_loader(index, world=3)
+    with pytest.raises(UserError, match="none of the 23 training samples"):
+        TrainLoader(
+            index, DataConfig(), resolve_tasks(["edges"]), images_per_step=8, micro_batch=8, rank=0, world=1,
+            seed=0, cursor=Cursor.start(index, 0), steps=1,
+        )  # fmt: skip
+
+
+def test_close_ends_the_workers(folder: Path) -> None:
+    loader = train_loader(ShardIndex.load(folder), workers=2)
+    batches = iter(loader)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    assert next(batches, None) is None
+    assert not multiprocessing.active_children()
+
+
+TRAINER = """
+import sys
+from configs.schema import DataConfig
+from configs.tasks import resolve_tasks
+from data_pipeline.cursor import Cursor
+from data_pipeline.loader import TrainLoader
+from data_pipeline.shards import ShardIndex
+
+if __name__ == "__main__":
+    index = ShardIndex.load(sys.argv[1])
+    loader = TrainLoader(
+        index, DataConfig(workers=2), resolve_tasks(["depth_zbuffer"]), images_per_step=8, micro_batch=8, rank=0,
+        world=1, seed=0, cursor=Cursor.start(index, 0), steps=10**6,
+    )
+    for batch in loader:
+        print("batch", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_workers_die_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "trainer_script.py"
+    script.write_text(TRAINER)
+    trainer = subprocess.Popen(
+        [sys.executable, str(script), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert trainer.stdin is not None
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == b"batch\n"
+    # The trainer, the fork server, its resource tracker, two workers.
+    assert len(session_processes(trainer.pid)) >= 4
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    deadline = time.monotonic() + 10
+    while session_processes(trainer.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = session_processes(trainer.pid)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+    trainer.stdin.close()
+    trainer.stdout.close()
+
+
+def session_processes(session: int) -> list[int]:
+    """Ids of the running processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split() if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if fields and fields[0] != "Z" and int(fields[3]) == session:
+            found.append(int(entry.name))
+    return found
