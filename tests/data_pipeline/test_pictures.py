@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from configs.tasks import TASKS, get_task
 from data_pipeline.pictures import class_palette, shared_range, to_picture
+from data_pipeline.targets import to_target
 
 
 def luminance(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -83,9 +84,9 @@ def test_normals_are_drawn_by_direction_only() -> None:
 
 
 def test_flat_surfaces_are_white_and_curvature_has_two_colours() -> None:
-    picture = to_picture(
-        get_task("principal_curvature"), torch.tensor([-2.0, 0.0, 2.0]).reshape(1, 1, 3).expand(2, 1, 3)
-    )
+    stored = torch.tensor([60, 127, 200], dtype=torch.uint8).reshape(1, 1, 1, 3).expand(1, 3, 1, 3)
+    spec = get_task("principal_curvature")
+    picture = to_picture(spec, to_target(spec, stored, torch.ones(1, 1, 3, dtype=torch.bool)).values[0])
     assert luminance(picture)[0, 1] > 240
     assert picture[0, 0, 0] > picture[0, 0, 2]
     assert picture[0, 2, 2] > picture[0, 2, 0]
