@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 
 
-def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_seconds: float = 90.0) -> list[Any]:
+def run_ranks(fn: Callable[..., Any], world: int, *args: Any, timeout_seconds: float = 180.0) -> list[Any]:
     """Call `fn(rank, world, *args)` on `world` ranks of one gloo group and return the ranks' results in rank order.
 
     `fn` must be a module-level function; arguments and results must be picklable (tensors are copied). Raises

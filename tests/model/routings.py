@@ -20,5 +20,6 @@ def random_routing(tokens: int, num_experts: int, top_k: int, idle: int | None =
 def relative_error(ours: Tensor, exact: Tensor) -> float:
     """Norm of the difference over the norm of `exact`, or over 1 where that is smaller: what should vanish, rounds."""
     assert ours.shape == exact.shape
+    ours, exact = ours.detach(), exact.detach()
     error = (ours.double() - exact.double()).norm() / exact.double().norm().clamp(min=1)
     return float(error)
