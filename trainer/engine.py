@@ -8,6 +8,7 @@ norm of the whole gradient (each expert counted once). What DeepSpeed 0.19 needs
 import logging
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,8 @@ def init_distributed(env: RankEnv, parallel: ParallelConfig) -> None:
     layout = Layout(env.world, parallel.ep_size)
     join_world(env, parallel.timeout_seconds)
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed 0.19 still gathers ZeRO partitions with what torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning)
     # Otherwise every start on a CPU compiles an operator (a minute; needs a compiler) that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)

@@ -1,0 +1,263 @@
+"""Runs the engine and its checkpoints on worlds of one, two and four ranks, once for all tests.
+
+Starting ranks takes longer than all they do here, so everything that needs two (four) ranks runs in one start.
+"""
+
+import atexit
+import functools
+import math
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from cluster.env import RankEnv
+from cluster.groups import Layout
+from configs.errors import UserError
+from tests.ranks import run_ranks
+from tests.trainer.toy_model import ToyModel, toy_batches, toy_config
+from trainer.checkpoint import load_latest, save
+from trainer.engine import Engine, StepOutcome, close_distributed, expert_group, init_distributed
+
+STEPS, SAMPLES, LEARNING_RATE = 4, 16, 0.03
+CLIPS = (0.0, 0.05)  # the gradient's norm is between 0.1 and 1
+
+
+@dataclass(frozen=True)
+class Case:
+    ep_size: int
+    stage: int
+    clip_norm: float = 0.0
+    accumulation: int = 1
+    dtype: str = "fp32"
+    recompute: bool = False
+
+
+LAYOUTS: dict[int, list[Case]] = {
+    1: [Case(1, stage, clip, turns) for stage in (0, 1, 2) for clip, turns in ((CLIPS[0], 2), (CLIPS[1], 1))],
+    2: [
+        *(Case(1, stage, CLIPS[1], 2) for stage in (0, 1, 2)),
+        *(Case(2, stage, clip, turns) for stage in (0, 1, 2) for clip, turns in ((CLIPS[0], 1), (CLIPS[1], 2))),
+        *(Case(2, stage, CLIPS[1], 2, recompute=True) for stage in (0, 1, 2)),
+    ],
+    4: [Case(2, stage, clip, 2) for stage in (0, 1, 2) for clip in CLIPS],
+}
+
+
+BFLOAT16 = [Case(2, stage, CLIPS[1], dtype="bf16") for stage in (0, 1, 2)]
+SPOILED = [Case(2, stage) for stage in (0, 1, 2)]
+BATCHES = toy_batches(STEPS, SAMPLES)
+LOOP_STATE = {"cursor": {"position": 7}, "ema": [torch.arange(3.0), None], "rng": torch.arange(9, dtype=torch.uint8)}
+SAME_LAYOUT = [Case(2, 0), Case(2, 1), Case(2, 2), Case(1, 1), Case(2, 0, dtype="bf16"), Case(2, 1, dtype="bf16")]
+WRITER = Case(2, 1, clip_norm=0.05)  # on four ranks
+READERS = [Case(2, 2, clip_norm=0.05), Case(1, 0, clip_norm=0.05), Case(2, 0, clip_norm=0.05)]  # on two
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Results of every rank; `folder` holds the run folders."""
+
+    folder: Path
+    four_ranks: list[dict[str, Any]]
+    two_ranks: list[dict[str, Any]]
+
+
+@functools.cache
+def launched() -> Launched:
+    folder = Path(tempfile.mkdtemp(prefix="modsquad_engine_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    four_ranks = run_ranks(on_four_ranks, 4, folder / "four")
+    with small_disk(folder / "small_disk") as disk:
+        two_ranks = run_ranks(on_two_ranks, 2, folder, disk)
+    return Launched(folder, four_ranks, two_ranks)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """A file system of 1 MB, or None where this process may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def world_of_one() -> Iterator[None]:
+    """Let this process be a world of one, without a launcher; leave nothing behind."""
+    with mock.patch.dict(os.environ):
+        try:
+            yield
+        finally:
+            close_distributed()
+
+
+def on_four_ranks(rank: int, world: int, run_dir: Path) -> dict[str, Any]:
+    return {"fp32": train_cases(rank, world, LAYOUTS[4]), "saved": save_and_go_on(rank, world, WRITER, run_dir)}
+
+
+def on_two_ranks(rank: int, world: int, folder: Path, disk: Path | None) -> dict[str, Any]:
+    run_dirs = {case: folder / f"run_{number}" for number, case in enumerate(SAME_LAYOUT)}
+    return {
+        "fp32": train_cases(rank, world, LAYOUTS[2]),
+        "bf16": train_cases(rank, world, BFLOAT16),
+        "spoiled": [survive_bad_steps(rank, world, case) for case in SPOILED],
+        "saved": [save_and_go_on(rank, world, case, run_dir) for case, run_dir in run_dirs.items()],
+        "resumed": [resume(rank, world, case, run_dir) for case, run_dir in run_dirs.items()],
+        "resumed_from_four": [resume(rank, world, case, folder / "four") for case in READERS],
+        "full_disk": disk and fill_disk(rank, world, disk),
+    }
+
+
+def train_cases(rank: int, world: int, cases: list[Case]) -> list[dict[str, Any]]:
+    results = []
+    for case in cases:
+        engine = engine_on(rank, world, case)
+        results.append(train_and_record(engine, rank, world, case.accumulation))
+        engine.close()
+    return results
+
+
+def train_and_record(engine: Engine, rank: int, world: int, accumulation: int) -> dict[str, Any]:
+    losses, norms, gradients = [], [], {}
+    for step, batch in enumerate(toy_batches(STEPS, SAMPLES)):
+        engine.set_learning_rate(LEARNING_RATE)
+        loss_sum = torch.zeros(())
+        for turn, (x, y) in enumerate(micro_batches(batch, rank, world, accumulation)):
+            loss, _ = engine(x, y)
+            engine.backward(loss)
+            loss_sum += loss.detach() / (accumulation * world)
+            if step == 0 and turn == accumulation - 1:
+                gradients = engine.full_gradients()
+            outcome = engine.step()
+        torch.distributed.all_reduce(loss_sum)
+        losses.append(loss_sum.item())
+        norms.append(outcome.gradient_norm)
+        assert not outcome.skipped
+    return {
+        "losses": losses,
+        "norms": norms,
+        "gradients": gradients,
+        "state": whole_state(engine),
+    }
+
+
+def whole_state(engine: Engine) -> dict[str, Tensor]:
+    state = engine.logical_state()
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
+def survive_bad_steps(rank: int, world: int, case: Case) -> list[bool]:
+    """One good step; then rank 1 spoils a gradient, then a loss alone; nothing may have changed before the next."""
+    engine = engine_on(rank, world, case)
+    engine.set_learning_rate(LEARNING_RATE)
+    good, nan_input, inf_loss, last = toy_batches(4, SAMPLES)
+    assert not step_once(engine, good, rank, world).skipped
+    before = whole_state(engine)
+    spoiled = torch.where(torch.arange(SAMPLES)[:, None] < SAMPLES // 2, nan_input[0], math.nan)
+    outcomes = [step_once(engine, (spoiled, nan_input[1]), rank, world)]
+    outcomes.append(step_once(engine, inf_loss, rank, world, added_loss=math.inf if rank == 1 else 0.0))
+    assert all(outcome.gradient_norm == math.inf for outcome in outcomes)
+    after = whole_state(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    outcomes.append(step_once(engine, last, rank, world))
+    changed = whole_state(engine)
+    assert changed["step"] == 2
+    assert not torch.equal(changed["master.first.weight"], before["master.first.weight"])
+    engine.close()
+    return [outcome.skipped for outcome in outcomes]
+
+
+def step_once(
+    engine: Engine, batch: tuple[Tensor, Tensor], rank: int, world: int, added_loss: float = 0.0
+) -> StepOutcome:
+    ((x, y),) = micro_batches(batch, rank, world, 1)
+    engine.backward(engine(x, y)[0] + added_loss)
+    return engine.step()
+
+
+def micro_batches(batch: tuple[Tensor, Tensor], rank: int, world: int, accumulation: int) -> list[list[Tensor]]:
+    parts = [tensor.chunk(world * accumulation) for tensor in batch]
+    return [[part[turn * world + rank] for part in parts] for turn in range(accumulation)]
+
+
+def train_on(engine: Engine, batches: list[tuple[Tensor, Tensor]], rank: int, world: int) -> None:
+    for batch in batches:
+        engine.set_learning_rate(0.03)
+        assert not step_once(engine, batch, rank, world).skipped
+
+
+def fresh(rank: int, world: int, case: Case) -> Engine:
+    """An engine whose every number differs from any other's."""
+    engine = engine_on(rank, world, case)
+    engine.load_logical_state({name: value + torch.rand(()) for name, value in engine.logical_state().items()})
+    return engine
+
+
+def save_and_go_on(rank: int, world: int, case: Case, run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Train two steps, save, train two more; return both states."""
+    engine = engine_on(rank, world, case)
+    train_on(engine, BATCHES[:2], rank, world)
+    save(run_dir, engine, step=2, state=LOOP_STATE, keep_last=2)
+    saved = whole_state(engine)
+    train_on(engine, BATCHES[2:], rank, world)
+    done = whole_state(engine)
+    engine.close()
+    return saved, done
+
+
+def resume(rank: int, world: int, case: Case, run_dir: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Load what `save_and_go_on` saved, train the other two steps; return both states."""
+    engine = fresh(rank, world, case)
+    restored = load_latest(run_dir, engine)
+    assert restored is not None
+    assert (restored.step, restored.damaged) == (2, ())
+    torch.testing.assert_close(restored.state, LOOP_STATE, rtol=0, atol=0)
+    loaded = whole_state(engine)
+    train_on(engine, BATCHES[2:], rank, world)
+    done = whole_state(engine)
+    engine.close()
+    return loaded, done
+
+
+def fill_disk(rank: int, world: int, run_dir: Path) -> str:
+    """Save once, fill the disk, try again; return the error."""
+    engine = engine_on(rank, world, Case(2, 1))
+    save(run_dir, engine, step=1, state={}, keep_last=1)
+    if rank == 0:
+        free = shutil.disk_usage(run_dir).free
+        (run_dir / "ballast").write_bytes(bytes(free - 12 * 1024))
+    train_on(engine, BATCHES[:1], rank, world)
+    with pytest.raises(UserError) as caught:
+        save(run_dir, engine, step=2, state={}, keep_last=1)
+    restored = load_latest(run_dir, engine)
+    assert restored is not None
+    assert (restored.step, restored.damaged) == (1, ())
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000001"]
+    engine.close()
+    return str(caught.value)
+
+
+def engine_on(rank: int, world: int, case: Case) -> Engine:
+    parallel = {"ep_size": case.ep_size, "zero_stage": case.stage}
+    config = toy_config(optim={"clip_norm": case.clip_norm}, parallel=parallel, train={"dtype": case.dtype})
+    init_distributed(RankEnv(rank=rank, world=world, local_rank=rank), config.parallel)
+    layout = Layout(world, case.ep_size)
+    model = ToyModel(expert_group(layout), recompute=case.recompute)
+    micro_batch = SAMPLES // world // case.accumulation
+    return Engine(model, config, layout, accumulation=case.accumulation, micro_batch=micro_batch)
