@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from configs.errors import UserError
 from configs.tasks import Encoding, TaskSpec
@@ -91,7 +91,7 @@ def decode_member(suffix: str, data: bytes, where: str) -> AnyArray:
                 return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, SyntaxError, UnidentifiedImageError) as error:
+    except Exception as error:  # Fed with damaged bytes, decoders raise anything, down to errors of Python's tokenizer.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where} is damaged ({reason}): restore the shard or pack it again") from None
     raise UserError(f"{where} has an unknown format '{suffix}': use {', '.join((*IMAGE_SUFFIXES, 'npy'))}")
@@ -140,7 +140,7 @@ def image_shape(suffix: str, data: bytes, where: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.height, image.width
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError):
+    except Exception:  # As in `decode_member`.
         raise UserError(f"{where} is not a readable {suffix} image: restore the shard or pack it again") from None
 
 

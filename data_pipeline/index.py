@@ -184,8 +184,17 @@ class ShardIndex:
         return self._sized(mask, where) > 0
 
     def meta(self, sample: int) -> dict[str, Any]:
-        """Return the facts stored about the sample; empty without such a member."""
-        return dict(json.loads(self.read(sample, META_FIELD))) if self.has(sample, META_FIELD) else {}
+        """Return the facts stored about the sample; empty without such a member.
+
+        Raises:
+            UserError: the member is not a JSON object.
+        """
+        if not self.has(sample, META_FIELD):
+            return {}
+        try:
+            return dict(json.loads(self.read(sample, META_FIELD)))
+        except (UnicodeDecodeError, json.JSONDecodeError, TypeError):
+            raise UserError(f"{self.where(sample, META_FIELD)} is not a JSON object: restore the shard") from None
 
     def verify(self) -> None:
         """Compare every shard with its checksum.

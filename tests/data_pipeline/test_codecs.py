@@ -1,6 +1,7 @@
 """Members survive a round trip exactly, and a label that is not what its task stores is refused by name."""
 
 import io
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,18 @@ def test_a_cut_image_is_damaged(kind: str) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, kind)
     with pytest.raises(UserError, match="damaged"):
         decode_member("png" if kind == "PNG" else "jpg", buffer.getvalue()[: len(buffer.getvalue()) // 2], WHERE)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["depth_zbuffer", "normal", "class_scene"]), st.data())
+def test_no_damage_escapes_as_another_error(task: str, data: st.DataObject) -> None:
+    suffix, whole = encode_label(TASKS[task], random_label(TASKS[task], 6, 5, 0))
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        if damaged:
+            damaged[data.draw(st.integers(0, min(len(damaged), 120) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(UserError):
+        assert decode_label(TASKS[task], suffix, bytes(damaged), WHERE).dtype == TASKS[task].encoding.dtype
 
 
 def test_lossy_labels_and_unknown_formats_are_refused() -> None:

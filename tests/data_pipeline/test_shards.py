@@ -101,10 +101,9 @@ def test_webdataset_reads_the_shards(folder: Path) -> None:
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path / "a.tar")
-    with pytest.raises(UserError, match="unknown task"), writer:
-        writer.write(make_sample(0))
-        writer.write(Sample(key="s", rgb=make_sample(0).rgb, labels={"depht": np.zeros((SIDE, SIDE), np.uint16)}))
+    bad = Sample(key="s", rgb=make_sample(0).rgb, labels={"normal": np.zeros((SIDE, SIDE), np.uint16)})
+    with pytest.raises(UserError, match="normal"):
+        write_shard(tmp_path / "a.tar", [make_sample(0), bad])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -200,6 +199,14 @@ def test_a_shard_cut_after_loading_is_found_on_reading(folder: Path) -> None:
     os.truncate(folder / "b.tar", 1000)
     with pytest.raises(UserError, match=r"b.tar, sample house/view_4, member rgb is cut off"):
         index.read(4, "rgb")
+
+
+def test_damaged_facts_are_named(tmp_path: Path) -> None:
+    _, rgb = encode_image(make_sample(0).rgb)
+    write_tar(tmp_path / "x.tar", [("k.rgb.png", rgb), ("k.meta.json", b"{")])
+    build_index(tmp_path)
+    with pytest.raises(UserError, match=r"sample k, member meta is not a JSON object"):
+        ShardIndex.load(tmp_path).meta(0)
 
 
 def test_repeated_keys_and_mixed_sizes_are_refused(tmp_path: Path) -> None:
