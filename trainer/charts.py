@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+from scipy.signal import savgol_filter
 
 Floats = NDArray[np.float64]
 
@@ -206,27 +207,24 @@ def _figure(path: Path, *, rows: int, columns: int, row_height: float) -> Iterat
 
 
 def _curve(axis: Axes, steps: Floats, values: Floats, colour: str) -> None:
-    """Plot the raw values faintly and, where there are enough of them, their running mean on top."""
+    """Plot the raw values faintly and, where there are enough of them, a smooth curve on top."""
     window = len(values) // 15
     if window < 2:
         axis.plot(steps, values, color=colour, marker="." if len(values) < 30 else None)
         return
     axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-    axis.plot(steps, running_mean(values, window), color=colour)
+    axis.plot(steps, smooth(values, window), color=colour)
 
 
-def running_mean(values: Floats, window: int) -> Floats:
-    """Return the centred mean of up to `window` values on either side, (n,) -> (n,).
+def smooth(values: Floats, window: int) -> Floats:
+    """Return local straight-line fits over `window` values on either side (Savitzky-Golay of order 1), (n,) -> (n,).
 
-    Towards the ends the window shrinks on both sides alike, so that a slope is not bent there. Values that are not
-    finite are left out; where none is finite the mean is NaN.
+    A line stays a line up to both ends, so neither a slope nor the last value bends the curve there. Gaps (values that
+    are not finite) are bridged for their neighbours and stay gaps themselves. Fewer finite values than one window
+    come back as they are.
     """
-    index = np.arange(len(values))
-    half = np.minimum(window, np.minimum(index, len(values) - 1 - index))
-    finite = np.isfinite(values)
-    total = np.concatenate(([0.0], np.cumsum(np.where(finite, values, 0.0))))
-    count = np.concatenate(([0], np.cumsum(finite)))
-    covered = count[index + half + 1] - count[index - half]
-    mean = np.full(len(values), np.nan)
-    np.divide(total[index + half + 1] - total[index - half], covered, out=mean, where=covered > 0)
-    return mean
+    index, finite = np.arange(len(values)), np.isfinite(values)
+    if finite.sum() < 2 * window + 1:
+        return values
+    bridged = np.interp(index, index[finite], values[finite])
+    return np.where(finite, savgol_filter(bridged, 2 * window + 1, polyorder=1), np.nan)

@@ -153,7 +153,7 @@ def _curves(folder: Path, config: RunConfig, steps: list[StepRecord]) -> html.Se
     body = html.picture(folder / "progress.png", "Total loss, mutual information per layer, learning rate, throughput")
     body += html.picture(folder / "task_losses.png", "Loss of every task over the steps")
     skipped = steps[-1].bad_steps
-    caption = "Faint: as logged; strong: running mean. Mutual information rises as tasks settle on their experts."
+    caption = "Faint: as logged; strong: smoothed. Mutual information rises as tasks settle on their experts."
     if skipped:
         caption += f" {skipped:,} steps were skipped for a gradient that was not finite."
     return html.Section(title=title, caption=caption, body=body)
