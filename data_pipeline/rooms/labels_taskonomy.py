@@ -114,7 +114,7 @@ def reshading(view: View) -> AnyArray:
 def segment_unsup2d(view: View) -> AnyArray:
     """(n, n) uint8 region ids: graph-based segmentation of colours."""
     k = view.size / _SIZE
-    regions = graph_segments(view.rgb, scale=200 * k, sigma=max(0.8, 3 * k), min_size=int(300 * k * k) + 8)
+    regions = graph_segments(view.rgb, scale=70 * k, sigma=max(0.8, 3 * k), min_size=int(300 * k * k) + 8)
     return regions.astype(np.uint8)
 
 

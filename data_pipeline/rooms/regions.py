@@ -58,7 +58,7 @@ def merge_small(regions: Ids, min_size: int, most: int = 256) -> Ids:
     while True:
         size = np.bincount(regions.ravel())
         small = size < min_size
-        if small.any() and not small.all():
+        if small.any() and len(size) > 1:
             left, right = _borders(regions)
             # Each small region joins its largest neighbour; ties go to the smaller id.
             order = np.lexsort((right, -size[right]))

@@ -126,8 +126,13 @@ def _surfaces(
         found = surface(kind, local, solids.dims[s].T)
         normal[pick] = np.einsum("nkx,kn->nx", axes, found.normal)
         uv[:, pick], curvature[:, pick] = found.uv, found.curvature
+    # At the silhouette of a marched solid the normal may lean over by rounding: make it graze the ray at most.
+    squares = (ray * ray).sum(1)
+    away = np.maximum((normal * ray).sum(1), 0) / squares
+    normal -= away[:, None] * ray
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
     # A sample is about half a pixel apart from the next; on a slanted surface it covers more.
-    slant = np.maximum(-(normal * ray).sum(1) / np.linalg.norm(ray, axis=1), 0.2)
+    slant = np.maximum(-(normal * ray).sum(1) / np.sqrt(squares), 0.2)
     footprint = flat * (2 * camera.tangent / size * 0.8) / slant
     colour = _albedo(solids, solids.material[index], uv, footprint, rng)
     gloss = np.array([m.gloss for m in solids.materials], np.float32)[solids.material[index]]

@@ -128,8 +128,8 @@ def _stripes(s: Spots) -> Floats:
 
 
 def _fabric(s: Spots) -> Floats:
-    weave = np.sin(s.u * 170) * np.sin(s.v * 170) * s.fade(0.02)
-    return s.mix(0.2 + 0.25 * weave + 0.4 * (s.value(7, 7, 2) - 0.3))
+    weave = np.sin(s.u * 330) * np.sin(s.v * 330) * s.fade(0.02)
+    return s.mix(0.2 + 0.18 * weave + 0.4 * (s.value(7, 7, 2) - 0.3))
 
 
 def _carpet(s: Spots) -> Floats:

@@ -1,0 +1,121 @@
+"""The labels of a room tell one and the same geometry."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.sample import Sample
+
+Array = NDArray[np.float64]
+
+
+def rays(sample: Sample) -> Array:
+    """(n, n, 3) rays through pixel centres with depth 1, in the axes of stored normals (x left, y up, z forward)."""
+    n = len(sample.rgb)
+    across = (np.arange(n) + 0.5 - n / 2) / sample.meta["focal_pixels"]
+    x, y = np.broadcast_to(-across[None], (n, n)), np.broadcast_to(-across[:, None], (n, n))
+    return np.stack([x, y, np.ones((n, n))], -1)
+
+
+def decoded(label: NDArray[np.uint8]) -> Array:
+    return label.astype(float) / 127.5 - 1
+
+
+def test_unknown_depth_is_exactly_where_the_mask_says(rooms: list[Sample]) -> None:
+    panes = 0
+    for sample in rooms:
+        assert sample.mask_valid is not None
+        invalid = sample.mask_valid == 0
+        panes += bool(invalid.any())
+        for task in ("depth_zbuffer", "depth_euclidean"):
+            assert np.array_equal(sample.labels[task] == 65535, invalid)
+        white = (sample.labels["normals"] == 255).all(-1)
+        assert np.array_equal(white, invalid)
+    assert panes >= 3
+
+
+def test_euclidean_depth_is_the_length_of_the_back_projection(rooms: list[Sample]) -> None:
+    for sample in rooms:
+        z, e = (sample.labels[task].astype(float) for task in ("depth_zbuffer", "depth_euclidean"))
+        known = z < 65535
+        length = np.linalg.norm(rays(sample), axis=-1) * z
+        assert np.abs(length - e)[known].max() < 1.6  # both are rounded to 1/512 m
+
+
+def test_normals_are_unit_and_face_the_camera(rooms: list[Sample]) -> None:
+    blue, straight_on = [], []
+    for sample in rooms:
+        stored = sample.labels["normal"]
+        vectors = decoded(stored)
+        assert np.abs(np.linalg.norm(vectors, axis=-1) - 1).max() < 0.01
+        ray = rays(sample)
+        ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
+        assert (vectors * ray).sum(-1).max() < 0.02
+        blue.append(stored[..., 2].mean())
+        straight_on.append(stored[24:40, 24:40, 2].max())
+    # Facing the camera is facing against the ray; away from the middle of a wide picture that may be z > 0.
+    assert np.mean(blue) < 100
+    assert max(straight_on) <= 127 + 30
+
+
+def test_normals_agree_with_depth_on_flat_parts(rooms: list[Sample]) -> None:
+    cosines = []
+    reach = 4
+    for sample in rooms:
+        stored = sample.labels["normal"]
+        points = rays(sample) * (sample.labels["depth_zbuffer"] / 512)[..., None]
+        n = len(stored)
+        inner = slice(reach, n - reach)
+        flat = np.ones((n - 2 * reach,) * 2, bool)
+        for i in range(-reach, reach + 1):
+            for j in range(-reach, reach + 1):
+                moved = stored[reach + i : n - reach + i, reach + j : n - reach + j]
+                same_plane = (moved == stored[inner, inner]).all(-1)
+                offset = points[reach + i : n - reach + i, reach + j : n - reach + j] - points[inner, inner]
+                flat &= same_plane & (np.abs((offset * decoded(stored[inner, inner])).sum(-1)) < 0.02)
+        across = points[inner, 2 * reach :] - points[inner, : n - 2 * reach]
+        down = points[2 * reach :, inner] - points[: n - 2 * reach, inner]
+        normal = np.cross(across, down)
+        normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+        cosines.append(np.abs((normal * decoded(stored[inner, inner])).sum(-1))[flat])
+    cosine = np.concatenate(cosines)
+    assert len(cosine) > 2000
+    assert np.median(cosine) > 0.9995
+    assert np.quantile(cosine, 0.02) > 0.99
+
+
+def test_flat_pixels_have_no_curvature_and_round_ones_have(rooms: list[Sample]) -> None:
+    curvature = np.concatenate([sample.labels["principal_curvature"].reshape(-1, 3) for sample in rooms])
+    assert (curvature[:, 2] == 0).all()
+    assert (curvature[:, 0] >= curvature[:, 1]).all()
+    flat = (curvature[:, :2] == 127).all(1)
+    assert 0.5 < flat.mean() < 0.99
+
+
+def test_reshading_is_gray_and_darkens_with_distance(rooms: list[Sample]) -> None:
+    for sample in rooms:
+        light = sample.labels["reshading"]
+        assert (light == light[..., :1]).all()
+        vectors, ray = decoded(sample.labels["normal"]), rays(sample)
+        facing = -(vectors * ray).sum(-1) / np.linalg.norm(ray, axis=-1)
+        metres = sample.labels["depth_euclidean"] / 512
+        expected = np.clip(facing * 64 / (64 + metres**2), 0, 1) ** (1 / 2.2) * 255
+        sure = (sample.labels["depth_euclidean"] < 65535) & (facing > 0.2)
+        assert np.abs(light[..., 0] - expected)[sure].max() < 6
+
+
+def test_boundaries_of_objects_lie_on_occlusions_or_creases(rooms: list[Sample]) -> None:
+    for sample in rooms:
+        edges = sample.labels["edges"] > 0
+        assert 0.01 < edges.mean() < 0.5
+
+
+def test_salient_things_are_few_and_not_everything(rooms: list[Sample]) -> None:
+    shares = [float((sample.labels["saliency"] > 0).mean()) for sample in rooms]
+    assert max(shares) < 0.8
+    assert np.mean(shares) > 0.02
+
+
+def test_region_ids_fit_a_byte_and_are_several(rooms: list[Sample]) -> None:
+    for sample in rooms:
+        for task in ("segment_unsup2d", "segment_unsup25d"):
+            assert 3 < len(np.unique(sample.labels[task])) <= 256
