@@ -1,10 +1,11 @@
 """metrics.jsonl: what is summed between two lines, and the file itself.
 
-Every rank adds what it sees; one packed reduction per line brings the sums of all ranks to rank 0, which writes. A line
-holds, for the steps since the line before: `loss`, `matching_loss`, `mutual_information` (nats, per layer) as means
-over steps, `task_loss` as means over pairs, `step_seconds` and `data_wait_seconds` as means over steps and ranks. A step
-without an update (its gradient was not finite) is left out of all of these and counted in `bad_steps`. Counted since
-the start of the run: `images`, `pairs` and `bad_steps`. A number that does not exist is null.
+Every rank adds what it sees; one packed reduction per line brings the sums of all ranks to rank 0, which writes.
+
+For the steps since the line before, a line holds means over steps (`loss`, `matching_loss`, `mutual_information` in
+nats per layer), means over pairs (`task_loss`), and means over steps and ranks (`step_seconds`, `data_wait_seconds`).
+A step without an update, its gradient not being finite, is left out of them. `images`, `pairs` and `bad_steps` count
+since the start of the run. A number that does not exist is null.
 """
 
 import json
@@ -36,7 +37,7 @@ class Journal:
         self._tasks, self._layers = tuple(tasks), tuple(layers)
         # Steps, seconds, waited seconds, loss, matching loss; then per layer; then loss and pairs per task; then pairs
         # per task since the start of the run.
-        self._sizes = (5, len(layers), len(tasks), len(tasks), len(tasks))
+        self._sizes = [5, len(layers), len(tasks), len(tasks), len(tasks)]
         self._sums = torch.zeros(sum(self._sizes), dtype=torch.float64, device=device)
 
     def add_micro_batch(self, loss: Tensor, statistics: StepStatistics, scale: float) -> None:

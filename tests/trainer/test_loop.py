@@ -1,0 +1,213 @@
+"""The training loop end to end: any number of ranks, killed and resumed, interrupted, gone bad."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.env import RankEnv, free_port
+from configs.errors import UserError
+from data_pipeline.index import ShardIndex
+from model.routing_stats import RoutingLedger
+from tests.trainer.loop_run import loop_config, make_shards
+from tests.trainer.noted_training import keys_of_steps, train
+from trainer.engine import close_distributed
+from trainer.evaluate import evaluate_run, latest_evaluation
+from trainer.loop import Trainer
+
+STEPS = 12
+LONGER = (f"train.steps={STEPS}", "checkpoint.every_steps=4", "evaluate.every_steps=8")
+PROGRAM = [sys.executable, "-m", "tests.trainer.noted_training"]
+
+
+@pytest.fixture
+def alone() -> Iterator[RankEnv]:
+    """One rank in this process."""
+    yield RankEnv()
+    close_distributed()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards and a whole run of one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    make_shards(folder)
+    train(folder, RankEnv(), *LONGER)
+    close_distributed()
+    return folder
+
+
+def start_ranks(folder: Path, ranks: int, *overrides: str) -> list[subprocess.Popen[bytes]]:
+    port = free_port()
+    processes = []
+    for rank in range(ranks):
+        env = RankEnv(rank=rank, world=ranks, local_rank=rank, master_port=port)
+        processes.append(
+            subprocess.Popen(
+                [*PROGRAM, str(folder), *overrides],
+                env={**os.environ, **env.variables(), "OMP_NUM_THREADS": "1"},
+                stderr=(folder / f"stderr_{rank}").open("wb"),
+                start_new_session=True,
+            )
+        )
+    return processes
+
+
+def lines_of(run_dir: Path) -> list[dict[str, Any]]:
+    path = run_dir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_step(run_dir: Path, step: int, processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= step for line in lines_of(run_dir)):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), "ended before it was interrupted"
+        time.sleep(0.01)
+
+
+def assert_same_run(run_dir: Path, expected: Path) -> None:
+    """Compare losses, statistics, sample keys and evaluation of every step."""
+    lines, wanted = lines_of(run_dir), lines_of(expected)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    for line, other in zip(lines, wanted, strict=True):
+        for key in ("step", "epoch", "images", "pairs", "bad_steps", "learning_rate"):
+            assert line[key] == other[key]
+        for key in ("loss", "matching_loss", "gradient_norm"):
+            assert line[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6)
+        for key in ("task_loss", "mutual_information"):
+            assert line[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6)
+    assert keys_of_steps(run_dir) == keys_of_steps(expected)
+    for step in (8, STEPS):
+        name = f"step_{step:08d}"
+        scores, others = (
+            json.loads((run / "evaluation" / f"{name}_val.json").read_text()) for run in (run_dir, expected)
+        )
+        for task, score in scores["tasks"].items():
+            assert score["value"] == pytest.approx(others["tasks"][task]["value"], rel=1e-4)
+            assert score["constant"] == pytest.approx(others["tasks"][task]["constant"], rel=1e-6)
+
+
+def test_one_epoch_uses_every_sample_once(undisturbed: Path) -> None:
+    index = ShardIndex.load(undisturbed / "train")
+    keys = keys_of_steps(undisturbed / "run")
+    stream = [key for step in sorted(keys) for key in keys[step]]
+    assert len(stream) == 4 * STEPS
+    first_steps = len(index) // 4
+    assert len(set(stream[: 4 * first_steps])) == 4 * first_steps
+    assert set(stream) == set(index.keys)
+
+
+def test_two_ranks_killed_and_resumed_equal_one_process_undisturbed(undisturbed: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(undisturbed / split)
+    layout = ("parallel.ep_size=2", "data.workers=1")
+    processes = start_ranks(tmp_path, 2, *LONGER, *layout)
+    wait_for_step(tmp_path / "run", random.Random().randint(5, 10), processes)
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+    killed_after = lines_of(tmp_path / "run")[-1]["step"]
+    resumed = start_ranks(tmp_path, 2, *LONGER, *layout)
+    assert [process.wait(120) for process in resumed] == [0, 0], (tmp_path / "stderr_0").read_text()
+    assert_same_run(tmp_path / "run", undisturbed / "run")
+    assert len((tmp_path / "run" / "keys_0.jsonl").read_text().splitlines()) >= STEPS + killed_after % 4 - 1
+
+
+def test_ctrl_c_saves_at_the_step_boundary_and_the_run_goes_on(
+    undisturbed: Path, tmp_path: Path, alone: RankEnv
+) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(undisturbed / split)
+    processes = start_ranks(tmp_path, 1, *LONGER, "checkpoint.every_steps=100")
+    wait_for_step(tmp_path / "run", 2, processes)
+    os.killpg(processes[0].pid, signal.SIGINT)
+    assert processes[0].wait(60) == 130, (tmp_path / "stderr_0").read_text()
+    assert (tmp_path / "stderr_0").read_text() == ""
+    last = lines_of(tmp_path / "run")[-1]["step"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == [f"step_{last:08d}"]
+    train(tmp_path, alone, *LONGER)
+    assert_same_run(tmp_path / "run", undisturbed / "run")
+
+
+def test_routing_ledgers_and_evaluation_can_be_made_again(undisturbed: Path) -> None:
+    run_dir = undisturbed / "run"
+    written = latest_evaluation(run_dir, step=STEPS)
+    assert written is not None
+    ledger_file = run_dir / "routing" / f"step_{STEPS:08d}.json"
+    ledger = RoutingLedger.from_json(json.loads(ledger_file.read_text()))
+    again = evaluate_run(run_dir)
+    for task, score in written.tasks.items():
+        assert again.tasks[task].value == pytest.approx(score.value, rel=1e-5)
+    again_ledger = RoutingLedger.from_json(json.loads(ledger_file.read_text()))
+    for layer, tokens in ledger.tokens.items():
+        assert tokens.tolist() == again_ledger.tokens[layer].tolist() == [7 * 16, 7 * 16, 7 * 16, 6 * 16]
+    assert latest_evaluation(run_dir, step=STEPS - 1) is None
+    assert evaluate_run(run_dir, "train").images == 22
+    with pytest.raises(UserError, match="train or val"):
+        evaluate_run(run_dir, "test")  # type: ignore[arg-type]
+
+
+def test_accumulation_equals_one_pass(undisturbed: Path, tmp_path: Path, alone: RankEnv) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(undisturbed / split)
+    weights = []
+    for name, micro_batch in (("one", "null"), ("accumulated", "1")):
+        options = ("matching.weight=0", "train.task_weighting=uncertainty", f"train.micro_batch={micro_batch}")
+        trainer = Trainer(loop_config(tmp_path, f"run_dir={tmp_path}/{name}", *options), alone)
+        norms = [trainer.step().gradient_norm for _ in range(3)]
+        weights.append((norms, trainer.parts.model.backbone.patch.weight.detach().clone()))
+        trainer.close()
+    assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-4)
+    assert weights[0][1].allclose(weights[1][1], atol=1e-5)
+
+
+def test_bad_steps_leave_no_trace_and_stop_the_run_at_the_limit(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    trainer = Trainer(loop_config(tmp_path, "train.max_bad_steps=2"), alone)
+    trainer.step()
+    before = {name: value.clone() for name, value in trainer.parts.matching.state_dict().items()}
+    weight = trainer.parts.model.backbone.patch.weight
+    sound = weight.detach().clone()
+    weight.data.fill_(float("nan"))
+    assert trainer.step().skipped
+    weight.data.copy_(sound)
+    assert not trainer.step().skipped, "a single bad step is passed over"
+    assert trainer.state.bad_steps == 1
+    assert trainer.state.cursor.position == 12
+    assert all(value.isfinite().all() for value in trainer.parts.matching.state_dict().values())
+    weight.data.fill_(float("nan"))
+    after = {name: value.clone() for name, value in trainer.parts.matching.state_dict().items()}
+    trainer.step()
+    with pytest.raises(UserError, match=r"in 2 steps in a row.*step 5 \(images 16 to 19 .*train-\d+"):
+        trainer.step()
+    for name, value in trainer.parts.matching.state_dict().items():
+        assert value.equal(after[name])
+        assert not value.equal(before[name])
+    trainer.close()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    trainer = Trainer(loop_config(tmp_path), alone)
+    with pytest.raises(UserError, match="in use by another run"):
+        Trainer(loop_config(tmp_path), alone)
+    trainer.close()
+    Trainer(loop_config(tmp_path), alone).close()
+
+
+def test_other_shards_on_resume_are_refused(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    train(tmp_path, alone)
+    make_shards(tmp_path / "other", train=14)
+    with pytest.raises(UserError, match="changed since the checkpoint"):
+        Trainer(loop_config(tmp_path, f"data.train={tmp_path}/other/train", "train.steps=8"), alone)
