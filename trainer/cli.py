@@ -6,7 +6,7 @@ Exit status: 0 done; 2 a mistake that the user can mend, told in one line; 130 a
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -87,7 +87,7 @@ def train(
 @app.command()
 def evaluate(
     run: Run,
-    split: Annotated[str, typer.Option(help="train or val.")] = "val",
+    split: Annotated[Literal["train", "val"], typer.Option(help="Which shards.")] = "val",
 ) -> None:
     """Evaluate the latest checkpoint on every task, against a constant predictor."""
     from trainer.evaluate import evaluate_run
@@ -102,15 +102,14 @@ def extract(
     task: Annotated[str, typer.Option(help="Task whose squad leaves.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder of the squad; default RUN/squads/TASK.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Keep experts chosen by a larger share of the task's tokens.")
-    ] = None,
+        float, typer.Option(min=0.0, max=1.0, help="Keep experts that at least this share of the task's tokens choose.")
+    ] = 0.01,
 ) -> None:
     """Cut one task's squad out of a trained model and measure it beside the whole."""
     from trainer.extraction import extract_task
     from trainer.tables import squad_table
 
-    options = {} if threshold is None else {"threshold": threshold}
-    Console().print(squad_table([extract_task(run, task, out or run / "squads" / task, **options)]))
+    Console().print(squad_table([extract_task(run, task, out or run / "squads" / task, threshold=threshold)]))
 
 
 @app.command()

@@ -9,8 +9,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from configs.errors import UserError
-
 if TYPE_CHECKING:
     from data_pipeline.pack import PackReport, Source
 
@@ -63,7 +61,8 @@ def taskonomy(
 @app.command()
 def index(shards: Shards) -> None:
     """Build index.json for shards that another program wrote."""
-    from data_pipeline.shards import ShardIndex, build_index
+    from data_pipeline.index import ShardIndex
+    from data_pipeline.shards import build_index
 
     build_index(shards)
     Console().print(f"{shards}: {len(ShardIndex.load(shards))} samples indexed")
@@ -74,24 +73,24 @@ def check(shards: Shards) -> None:
     """Verify checksums, decode labels of some samples and print their statistics."""
     from data_pipeline.check import check_shards
 
-    report = check_shards(shards)
-    Console().print(report.table())
-    if report.problems:
-        raise UserError(f"{shards}: {len(report.problems)} problems, the first: {report.problems[0]}")
+    Console().print(check_shards(shards).table())
 
 
 @app.command()
 def show(
     shards: Shards,
     png: Annotated[Path, typer.Argument(help="Picture to write.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Samples, from the start.")] = 8,
-    first: Annotated[int, typer.Option(min=0, help="First sample.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Samples, spread over the shards.")] = 8,
+    tasks: Annotated[str | None, typer.Option(help="Tasks or groups, separated by commas; default: all there.")] = None,
 ) -> None:
-    """Draw a contact sheet: images beside all their labels."""
-    from data_pipeline.shards import ShardIndex
+    """Draw a contact sheet: images beside their labels."""
+    from configs.tasks import TASKS, resolve_tasks
+    from data_pipeline.index import ShardIndex
     from data_pipeline.show import contact_sheet
 
-    contact_sheet(ShardIndex.load(shards), count=count, first=first, path=png)
+    index = ShardIndex.load(shards)
+    labelled = [name for name, present in zip(TASKS, index.available(list(TASKS)).any(axis=0), strict=True) if present]
+    contact_sheet(index, resolve_tasks(tasks.split(",") if tasks else labelled), count, png)
     Console().print(f"wrote {png}")
 
 

@@ -14,9 +14,9 @@ from cluster.local import run_ranks
 from configs.load import load_config
 from data_pipeline.rooms.source import RoomsSource
 from trainer.cli_data import pack_with_progress
+from trainer.evaluate import latest_evaluation
 from trainer.extraction import extract_task, read_summary
 from trainer.report import write_report
-from trainer.run_files import read_latest_evaluation
 from trainer.tables import evaluation_table, squad_table
 
 RANKS = 2
@@ -52,12 +52,12 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
         pack_with_progress(source, folder, workers=workers, samples_per_shard=ROOMS_PER_SHARD)
 
     console.rule("2/4 training and evaluation")
-    evaluation = read_latest_evaluation(out)
-    if evaluation is None or evaluation.step != steps:
+    evaluation = latest_evaluation(out, step=steps)
+    if evaluation is None:
         command = [sys.executable, "-m", "trainer.cli", "train", "quickstart", *arguments]
         if status := run_ranks(command, RANKS, out / "logs"):
             return status
-        evaluation = read_latest_evaluation(out)
+        evaluation = latest_evaluation(out, step=steps)
         assert evaluation is not None, "training ends with an evaluation"
     console.print(evaluation_table(evaluation))
 

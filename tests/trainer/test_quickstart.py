@@ -1,0 +1,65 @@
+"""The main job, small: from nothing to a report on two processes, killed on the way, and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = (
+    "--rooms", "16", "--held-out", "8", "train.steps=30", "optim.warmup_steps=1", "train.log_every_steps=1",
+    "checkpoint.every_steps=3", "data.image_size=32", "model.width=32", "model.depth=2", "train.images_per_step=4",
+)  # fmt: skip
+
+
+def start(out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "trainer.cli", "quickstart", "--out", str(out), *SMALL]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def logged_steps(out: Path) -> list[int]:
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("}")]
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while not any(logged >= step for logged in logged_steps(out)):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline, "no progress"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(600)
+def test_quickstart_survives_a_kill_and_an_interrupt_and_then_says_that_it_is_done(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    killed = start(out)
+    wait_for_step(out, 4, killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+
+    interrupted = start(out)
+    wait_for_step(out, 8, interrupted)
+    interrupted.send_signal(signal.SIGTERM)
+    output, _ = interrupted.communicate(timeout=200)
+    assert interrupted.returncode == 128 + signal.SIGTERM, output
+
+    finished, _ = (last := start(out)).communicate(timeout=300)
+    assert last.returncode == 0, finished
+    assert logged_steps(out) == list(range(1, 31)), "every step exactly once, whatever happened on the way"
+    for name in ("report/index.html", "squads/normal/squad.safetensors", "squads/class_scene/squad.json"):
+        assert (out / name).is_file(), finished
+    evaluation = json.loads((out / "evaluation" / "step_00000030_val.json").read_text())
+    assert len(evaluation["tasks"]) == 13
+    assert evaluation["images"] == 8
+
+    before = (out / "metrics.jsonl").stat().st_mtime_ns
+    again, _ = (repeated := start(out)).communicate(timeout=200)
+    assert repeated.returncode == 0, again
+    assert (out / "metrics.jsonl").stat().st_mtime_ns == before, "a finished run is not trained again"
+    assert "13 tasks" in again or "class_scene" in again
