@@ -7,14 +7,17 @@ decode it. So the batches do not depend on the number of workers, and nothing in
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -29,6 +32,8 @@ from data_pipeline.shards import ShardIndex
 
 # Micro-batches that each worker keeps ready.
 _PREFETCH = 2
+
+_SIGNALS_OF_SCHEDULERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def deal_slots(slots: Sequence[Slot], parts: int) -> list[tuple[Slot, ...]]:
 
 
 class _Loader(ABC):
-    """Iterates over the batches of a sequence of requests."""
+    """Iterates over the batches of a sequence of requests; a new iteration ends the one before."""
 
     def __init__(self, index: ShardIndex, tasks: Sequence[TaskSpec], workers: int, augment: Augment | None) -> None:
         self._index = index
@@ -65,6 +70,7 @@ class _Loader(ABC):
         self._workers = workers
         self._augment = augment
         self._batches: Iterator[Batch | UserError] | None = None
+        self._turn = 0
 
     @abstractmethod
     def _requests(self) -> Iterator[Request]:
@@ -81,22 +87,28 @@ class _Loader(ABC):
                 collate_fn=_unchanged,
                 prefetch_factor=_PREFETCH if self._workers else None,
                 multiprocessing_context=_worker_context() if self._workers else None,
-                worker_init_fn=_end_with_parent if self._workers else None,
+                # Without its own generator DataLoader draws from torch's global one, which the model's noise uses.
+                generator=torch.Generator(),
+                worker_init_fn=_serve_the_trainer if self._workers else None,
             )
         )
         # Only the attribute holds the iterator, so that `close` ends its workers.
-        while self._batches is not None:
-            batch = next(self._batches, None)
-            if batch is None:
-                break
-            if isinstance(batch, UserError):
+        turn = self._turn
+        try:
+            while turn == self._turn and self._batches is not None:
+                batch = next(self._batches, None)
+                if batch is None:
+                    return
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            if turn == self._turn:
                 self.close()
-                raise batch
-            yield batch
-        self.close()
 
     def close(self) -> None:
-        """End the workers and close the shards."""
+        """End the workers, close the shards, and end an iteration that is under way."""
+        self._turn += 1
         self._batches = None
         self._index.close()
 
@@ -262,11 +274,20 @@ def _worker_context() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    # Schedulers signal every process of a job, and the trainer still needs data until it reaches its step boundary. So
+    # the server and its helper start with these signals blocked; the workers inherit that. One after the other, since
+    # starting the helper unblocks some.
+    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SCHEDULERS)
+        try:
+            start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     return context
 
 
-def _end_with_parent(worker: int) -> None:
-    """End this worker when the trainer is gone, however it went.
+def _serve_the_trainer(worker: int) -> None:
+    """Make this worker end when the trainer is gone, however it went, or when the trainer ends it; not otherwise.
 
     DataLoader's own watch compares the parent's process id, but the parent of a worker is the fork server, which lives
     as long as its workers do.
@@ -274,8 +295,14 @@ def _end_with_parent(worker: int) -> None:
     trainer = multiprocessing.parent_process()
     assert trainer is not None, "runs in a worker"
 
-    def wait() -> None:
+    def end_with_trainer() -> None:
         trainer.join()
         os._exit(1)
 
-    threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+    def obey_trainer() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
+            pass
+        os._exit(0)
+
+    for watch in (end_with_trainer, obey_trainer):
+        threading.Thread(target=watch, name=watch.__name__, daemon=True).start()

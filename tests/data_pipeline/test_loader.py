@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -294,8 +294,25 @@ def test_close_ends_the_workers(folder: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_a_new_iteration_ends_the_one_before(folder: Path) -> None:
+    loader = train_loader(ShardIndex.load(folder))
+    old = iter(loader)
+    first = next(old)
+    new = iter(loader)
+    assert next(new).keys == first.keys
+    assert next(old, None) is None
+    del old
+    assert len(list(new)) == 5
+
+
+def test_loading_leaves_the_global_random_numbers_alone(folder: Path) -> None:
+    before = torch.random.get_rng_state()
+    assert len(list(train_loader(ShardIndex.load(folder)))) == 6
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 TRAINER = """
-import sys
+import signal, sys
 from configs.schema import DataConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.cursor import Cursor
@@ -303,6 +320,8 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.shards import ShardIndex
 
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda *_: None)
     index = ShardIndex.load(sys.argv[1])
     loader = TrainLoader(
         index, DataConfig(workers=2), resolve_tasks(["depth_zbuffer"]), images_per_step=8, micro_batch=8, rank=0,
@@ -310,36 +329,63 @@ if __name__ == "__main__":
     )
     for batch in loader:
         print("batch", flush=True)
-        sys.stdin.readline()
+        if sys.stdin.readline() != "next\\n":
+            break
 """
 
 
-def test_workers_die_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def trainer(folder: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process of its own session that prints a line per batch and goes on when told "next"."""
     script = tmp_path / "trainer_script.py"
     script.write_text(TRAINER)
-    trainer = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(script), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
+    with process:
+        yield process
+        for pid in session_processes(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_for_the_end_of(session: int, seconds: float = 10) -> list[int]:
+    """Return the processes of the session that are left after at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    while session_processes(session) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return session_processes(session)
+
+
+def test_workers_die_with_a_killed_trainer(trainer: "subprocess.Popen[str]") -> None:
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == "batch\n"
+    # The trainer, the fork server, its resource tracker, two workers.
+    assert len(session_processes(trainer.pid)) == 5
+    trainer.kill()
+    trainer.wait()
+    assert not wait_for_the_end_of(trainer.pid)
+
+
+def test_workers_outlive_the_signals_of_a_scheduler(trainer: "subprocess.Popen[str]") -> None:
     assert trainer.stdin is not None
     assert trainer.stdout is not None
-    assert trainer.stdout.readline() == b"batch\n"
-    # The trainer, the fork server, its resource tracker, two workers.
-    assert len(session_processes(trainer.pid)) >= 4
-    trainer.send_signal(signal.SIGKILL)
-    trainer.wait()
-    deadline = time.monotonic() + 10
-    while session_processes(trainer.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    left = session_processes(trainer.pid)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-    trainer.stdin.close()
-    trainer.stdout.close()
+    assert trainer.stdout.readline() == "batch\n"
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGTERM):
+        os.killpg(trainer.pid, number)
+    time.sleep(0.5)
+    for _ in range(20):
+        trainer.stdin.write("next\n")
+        assert trainer.stdout.readline() == "batch\n"
+    # Without `close`: the end of the program takes the workers along.
+    trainer.stdin.write("stop\n")
+    assert trainer.wait(timeout=30) == 0
+    assert not wait_for_the_end_of(trainer.pid)
 
 
 def session_processes(session: int) -> list[int]:
