@@ -119,7 +119,7 @@ def rug(kit: Kit, plan: FloorPlan) -> None:
     pile = kit.material(kit.palette.cloth(), ("carpet", "stripes", "fabric", "checker"), gloss=0.0)
     piece = kit.thing("rug", Frame(kit.between(-0.2, 0.2), kit.between(-0.3, 0.3)))
     if kit.rng.random() < 0.3:
-        piece.cylinder((0, 0, 0.006), min(plan.half_width * 0.65, kit.between(0.8, 1.2)), 0.006, pile)
+        piece.cylinder((0, 0, 0.002), min(plan.half_width * 0.65, kit.between(0.8, 1.2)), 0.002, pile)
     else:
-        size = (plan.half_width * kit.between(0.4, 0.65), plan.half_depth * kit.between(0.4, 0.65), 0.006)
-        piece.box((0, 0, 0.006), size, pile)
+        size = (plan.half_width * kit.between(0.4, 0.65), plan.half_depth * kit.between(0.4, 0.65), 0.002)
+        piece.box((0, 0, 0.002), size, pile)

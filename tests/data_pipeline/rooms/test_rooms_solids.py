@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,26 +14,29 @@ from data_pipeline.rooms.scene import Frame, Kind, Material, Scene, Solids, Thin
 from data_pipeline.rooms.surfaces import surface
 from data_pipeline.rooms.tracing import first_hits, light_visibility
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 def box_distance(p: Array, half: Array) -> Array:
     q = np.abs(p) - half[:, None]
-    return np.linalg.norm(np.maximum(q, 0), axis=0) + np.minimum(q.max(0), 0)
+    distance: Array = np.linalg.norm(np.maximum(q, 0), axis=0) + np.minimum(q.max(0), 0)
+    return distance
 
 
 def cone_distance(p: Array, d: Array) -> Array:
     """Positive outside a capped cone, negative inside; zero on its surface."""
     rho, slope = np.hypot(p[0], p[1]), (d[1] - d[0]) / (2 * d[2])
     side = (rho - (d[0] + d[1]) / 2 - slope * p[2]) / math.hypot(1, slope)
-    return np.maximum(side, np.abs(p[2]) - d[2])
+    distance: Array = np.maximum(side, np.abs(p[2]) - d[2])
+    return distance
 
 
 def limb_distance(p: Array, d: Array) -> Array:
     """Smallest distance to the balls between the two ends."""
     s = np.linspace(0, 1, 201)[:, None]
     centre, radius = (2 * s - 1) * d[2], d[0] + (d[1] - d[0]) * s
-    return (np.sqrt(np.hypot(p[0], p[1])[None] ** 2 + (p[2][None] - centre) ** 2) - radius).min(0)
+    distance: Array = (np.sqrt(np.hypot(p[0], p[1])[None] ** 2 + (p[2][None] - centre) ** 2) - radius).min(0)
+    return distance
 
 
 DIMS = {
