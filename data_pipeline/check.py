@@ -1,16 +1,17 @@
 """What is in a folder of shards, and is it whole: checksums, labels per task, statistics of their values."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.table import Column, Table
 
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.index import INDEX_FILE, IndexFile, ShardIndex
-from data_pipeline.pack import Problem, read_problems
 from data_pipeline.show import load_target
+from data_pipeline.source import Problem, read_problems
 
 _DECODED_SAMPLES = 64
 
@@ -60,19 +61,22 @@ class CheckReport:
     tasks: tuple[TaskReport, ...]
     problems: tuple[Problem, ...]
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        head = (
-            f"{self.folder}: {self.samples} samples of {self.size} x {self.size} pixels in {self.shards} shards, "
-            f"{self.file_bytes / 2**20:.1f} MiB, checksums good, fingerprint {self.fingerprint}"
+    def table(self) -> Table:
+        """Return the report for a terminal: one row per task, the shards as title, what was left out as caption."""
+        table = Table(
+            "task",
+            *(Column(name, justify="right") for name in ("labels", "decoded", "known", "low", "mean", "high")),
+            title=(
+                f"{self.samples} samples of {self.size} x {self.size} pixels in {self.shards} shards, "
+                f"{self.file_bytes / 2**20:.1f} MiB\nchecksums good, fingerprint {self.fingerprint}"
+            ),
+            caption=_summary(self.problems),
+            caption_justify="left",
         )
-        columns = f"{'task':<20} {'labels':>8} {'decoded':>8} {'known':>7} {'low':>9} {'mean':>9} {'high':>9}"
-        rows = [
-            f"{row.task:<20} {row.labels:>8} {row.decoded:>8} {row.known:>7.1%} {row.low:>9.4g} {row.mean:>9.4g} "
-            f"{row.high:>9.4g}"
-            for row in self.tasks
-        ]
-        return [head, columns, *rows, *_problem_lines(self.problems)]
+        for row in self.tasks:
+            counts = (str(row.labels), str(row.decoded), f"{row.known:.1%}")
+            table.add_row(row.task, *counts, *(f"{value:.4g}" for value in (row.low, row.mean, row.high)))
+        return table
 
 
 def check_shards(folder: Path) -> CheckReport:
@@ -115,9 +119,8 @@ def _report_task(index: ShardIndex, spec: TaskSpec) -> TaskReport:
     )
 
 
-def _problem_lines(problems: Iterable[Problem]) -> list[str]:
-    """How many problems of which task, with the first one of each."""
-    problems = list(problems)
+def _summary(problems: Sequence[Problem]) -> str:
+    """How many problems of which task, with the reason of the first one of each."""
     counts = Counter(problem.task or "whole samples" for problem in problems)
     first = {problem.task or "whole samples": problem for problem in reversed(problems)}
-    return [f"left out: {count} of {task}, first: {first[task]}" for task, count in counts.most_common()]
+    return "\n".join(f"left out: {count} of {task}, first: {first[task]}" for task, count in counts.most_common())

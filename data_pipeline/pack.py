@@ -10,11 +10,10 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from configs.errors import UserError
 from configs.tasks import get_task
@@ -22,62 +21,12 @@ from data_pipeline.codecs import encode_label
 from data_pipeline.processes import run_in_processes
 from data_pipeline.sample import Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, write_index
+from data_pipeline.source import PROBLEMS_FILE, PartialSample, Problem, Source, format_problems, read_problems
+
+__all__ = ["PackReport", "Source", "pack"]
 
 JOB_FILE = "pack.json"
-PROBLEMS_FILE = "problems.jsonl"
 _NOTE_SUFFIX = ".entry.json"
-
-
-class Source(Protocol):
-    """Samples by number: picklable, and the same in every process.
-
-    `source[i]` raises `PartialSample` where a part of sample i cannot be used, and any other `UserError` where all of
-    it cannot.
-    """
-
-    @property
-    def name(self) -> str:
-        """Identifies the content: sources of one name yield equal samples."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something of a source that is not in the shards.
-
-    Attributes:
-        key: the sample.
-        task: the label that is left out; empty where it is the whole sample.
-        reason: what is wrong.
-        path: the file at fault, where there is one.
-    """
-
-    key: str
-    task: str
-    reason: str
-    path: str = ""
-
-    def __str__(self) -> str:
-        place = f", {self.path}" if self.path else ""
-        return f"sample {self.key}{f', {self.task}' if self.task else ''}{place}: {self.reason}"
-
-
-class PartialSample(UserError):
-    """A sample of which something cannot be used.
-
-    Attributes:
-        problems: what is wrong, at least one.
-        sample: what remains; None if nothing does.
-    """
-
-    def __init__(self, problems: list[Problem], sample: Sample | None) -> None:
-        super().__init__(str(problems[0]) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
-        self.problems = problems
-        self.sample = sample
 
 
 @dataclass(frozen=True)
@@ -125,15 +74,17 @@ def pack(
         raise UserError(f"workers ({workers}) and samples per shard ({samples_per_shard}) must be 1 or more")
     if not len(source):
         raise UserError(f"{source.name} has no samples: there is nothing to pack into {out}")
-    with _space_explained(out):
+    try:
         out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            job = _Job(source, out, samples_per_shard, strict)
-            _claim_folder(job)
-            if not (out / INDEX_FILE).is_file():
-                _write_missing_shards(job, workers, on_progress)
-                _finish(job)
-            return _report(job)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out} ({error.strerror}): give another one") from None
+    with _space_explained(out), _locked(out):
+        job = _Job(source, out, samples_per_shard, strict)
+        _claim_folder(job)
+        if not (out / INDEX_FILE).is_file():
+            _write_missing_shards(job, workers, on_progress)
+            _finish(job)
+        return _report(job)
 
 
 @dataclass(frozen=True)
@@ -235,9 +186,13 @@ class _Job:
         return True
 
     def _list(self, problems: list[Problem], found: list[Problem]) -> None:
-        if self.strict and found:
-            raise UserError(str(found[0]))
+        _refuse_if_strict(self, found)
         problems.extend(found)
+
+
+def _refuse_if_strict(job: _Job, problems: Sequence[Problem]) -> None:
+    if job.strict and problems:
+        raise UserError(str(problems[0]))
 
 
 class _NothingWrittenError(Exception):
@@ -297,10 +252,11 @@ def _finish(job: _Job) -> None:
     notes = [note for shard in range(job.shards) if (note := job.note(shard)) is not None]
     assert len(notes) == job.shards, "every shard was written"
     problems = [problem for note in notes for problem in note.problems]
+    _refuse_if_strict(job, problems)
     entries = [note.entry for note in notes if note.entry is not None]
     if not entries:
         raise UserError(f"{job.source.name} has no usable sample: {problems[0]}")
-    _write_atomically(job.out / PROBLEMS_FILE, "".join(json.dumps(asdict(problem)) + "\n" for problem in problems))
+    _write_atomically(job.out / PROBLEMS_FILE, format_problems(problems))
     write_index(job.out, entries)
 
 
@@ -308,16 +264,10 @@ def _report(job: _Job) -> PackReport:
     """Read back what the folder holds; the notes beside the shards have served."""
     for shard in range(job.shards):
         _note_path(job.path(shard)).unlink(missing_ok=True)
+    problems = read_problems(job.out)
+    _refuse_if_strict(job, problems)
     index = ShardIndex.load(job.out)
-    return PackReport(len(index), len(set(index.shard_of.tolist())), read_problems(job.out))
-
-
-def read_problems(folder: Path) -> tuple[Problem, ...]:
-    """Return what the packing of `folder` left out; empty for shards from elsewhere."""
-    path = folder / PROBLEMS_FILE
-    if not path.is_file():
-        return ()
-    return tuple(Problem(**json.loads(line)) for line in path.read_text().splitlines())
+    return PackReport(len(index), len(set(index.shard_of.tolist())), problems)
 
 
 def _note_path(shard: Path) -> Path:
@@ -329,10 +279,14 @@ def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes from packing into the folder; a killed holder's lock is gone."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is packing into {folder}: wait for it, or give another folder") from None
+        # Some cluster file systems have no locks; a second packing there wastes time, but writes the same bytes.
+        with suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is packing into {folder}: wait for it, or give another folder"
+                ) from None
         yield
     finally:
         os.close(descriptor)

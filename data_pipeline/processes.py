@@ -4,15 +4,20 @@ Processes are spawned, so that no lock or thread of the parent is copied into th
 time. It is deaf to Ctrl-C, which the parent answers for all, and notices a parent that was killed at its next report.
 """
 
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Literal
 
 from configs.errors import UserError
+
+_PATIENCE_SECONDS = 10.0
+_THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Report = tuple[Literal["step", "done", "user_error", "fault"], str]
 Task = Callable[[int, Callable[[], None]], None]
@@ -40,16 +45,18 @@ def run_in_processes(task: Task, items: Sequence[int], workers: int, on_step: Ca
     pairs = [context.Pipe() for _ in range(min(workers, len(items)))]
     processes = [context.Process(target=_serve, args=(task, there), daemon=True) for _, there in pairs]
     try:
-        with _interrupts_held():
+        with _interrupts_held(), _one_thread_each():
             for process, (_, there) in zip(processes, pairs, strict=True):
                 process.start()
                 there.close()  # Now only the child holds this end, so its death reads as the end of the file here.
         _hand_out(iter(items), [here for here, _ in pairs], on_step)
     finally:
+        for ends in pairs:
+            for end in ends:
+                end.close()
         for process in processes:
             if process.pid is not None:
-                process.terminate()
-                process.join()
+                _end(process)
 
 
 def _hand_out(items: Iterator[int], connections: "list[Connection[int, Report]]", on_step: Callable[[], None]) -> None:
@@ -76,6 +83,14 @@ def _hand_out(items: Iterator[int], connections: "list[Connection[int, Report]]"
                     raise RuntimeError(f"a worker process failed:\n{text}")
 
 
+def _end(process: SpawnProcess) -> None:
+    """Wait for a process whose pipe is closed: at its next report it tidies up and ends; one that hangs is stopped."""
+    process.join(_PATIENCE_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
 def _send_next(items: Iterator[int], connection: "Connection[int, Report]") -> bool:
     item = next(items, None)
     if item is None:
@@ -87,11 +102,27 @@ def _send_next(items: Iterator[int], connection: "Connection[int, Report]") -> b
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back; a process started meanwhile inherits that for life, so it is deaf from its first moment."""
+    resource_tracker.ensure_running()  # The first process starts it, and its start lets interrupts through again.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Give numeric libraries of processes started meanwhile one thread, unless the user chose.
+
+    As many threads as cores in each of as many processes would only get in each other's way.
+    """
+    unset = [name for name in _THREAD_SETTINGS if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, "1"))
+    try:
+        yield
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 def _serve(task: Task, connection: "Connection[Report, int]") -> None:

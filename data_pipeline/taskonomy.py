@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
-from data_pipeline.pack import PartialSample, Problem
 from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.source import PartialSample, Problem
 from data_pipeline.squares import square_mean, square_nearest
 from data_pipeline.taskonomy_files import RawFile, View, find_views
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.tasks import TASKS
-from data_pipeline.pack import PartialSample, Problem
 from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.source import PartialSample, Problem
 
 
 def random_sample(

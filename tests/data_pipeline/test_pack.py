@@ -10,7 +10,8 @@ import pytest
 from configs.errors import UserError
 from configs.tasks import TASKS
 from data_pipeline.index import ShardIndex
-from data_pipeline.pack import Problem, pack, read_problems
+from data_pipeline.pack import pack
+from data_pipeline.source import Problem, read_problems
 from tests.data_pipeline.children import await_no_process, start_script
 from tests.data_pipeline.sources import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
 
@@ -77,6 +78,18 @@ def test_strict_stops_at_a_problem(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"view_0001.*depth_zbuffer"):
         pack(FaultySource(2), tmp_path, samples_per_shard=2, strict=True)
     assert not (tmp_path / "index.json").exists()
+
+
+def test_strict_is_not_content_with_what_an_earlier_packing_left_out(tmp_path: Path) -> None:
+    pack(FaultySource(2), tmp_path)
+    with pytest.raises(UserError, match=r"view_0001.*depth_zbuffer"):
+        pack(FaultySource(2), tmp_path, strict=True)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot make the folder .*file"):
+        pack(RandomSource(1), tmp_path / "file")
 
 
 def test_a_shard_without_usable_samples_is_left_out(tmp_path: Path) -> None:

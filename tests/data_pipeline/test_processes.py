@@ -22,6 +22,10 @@ def touch(folder: Path, item: int, on_step: Callable[[], None]) -> None:
     on_step()
 
 
+def note_threads(path: Path, item: int, on_step: Callable[[], None]) -> None:
+    path.write_text(os.environ["OPENBLAS_NUM_THREADS"])
+
+
 def fail(how: str, item: int, on_step: Callable[[], None]) -> None:
     on_step()
     if item == 2:
@@ -55,6 +59,16 @@ def test_nothing_to_do() -> None:
 def test_failures_are_told_apart(how: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         run_in_processes(partial(fail, how), range(4), 2, lambda: None)
+
+
+def test_processes_share_the_cores_unless_the_user_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    run_in_processes(partial(note_threads, tmp_path / "a"), [0], 2, lambda: None)
+    assert (tmp_path / "a").read_text() == "1"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    run_in_processes(partial(note_threads, tmp_path / "b"), [0], 2, lambda: None)
+    assert (tmp_path / "b").read_text() == "3"
 
 
 _CHILD = """

@@ -13,7 +13,8 @@ from PIL import Image
 from configs.errors import UserError
 from configs.tasks import TASKS, resolve_tasks
 from data_pipeline.index import ShardIndex
-from data_pipeline.pack import PartialSample, pack
+from data_pipeline.pack import pack
+from data_pipeline.source import PartialSample
 from data_pipeline.taskonomy import TaskonomySource
 
 ALL = resolve_tasks("taskonomy")

@@ -1,0 +1,77 @@
+"""What a dataset must offer to be packed, and how it tells what is wrong with it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from configs.errors import UserError
+from data_pipeline.sample import Sample
+
+PROBLEMS_FILE = "problems.jsonl"
+
+
+class Source(Protocol):
+    """Samples by number: picklable, and the same in every process.
+
+    `source[i]` raises `PartialSample` where a part of sample i cannot be used, and any other `UserError` where all of
+    it cannot.
+    """
+
+    @property
+    def name(self) -> str:
+        """Identifies the content: sources of one name yield equal samples."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something of a source that is not in the shards.
+
+    Attributes:
+        key: the sample.
+        task: the label that is left out; empty where it is the whole sample.
+        reason: what is wrong.
+        path: the file at fault, where there is one.
+    """
+
+    key: str
+    task: str
+    reason: str
+    path: str = ""
+
+    def __str__(self) -> str:
+        place = f", {self.path}" if self.path else ""
+        return f"sample {self.key}{f', {self.task}' if self.task else ''}{place}: {self.reason}"
+
+
+class PartialSample(UserError):
+    """A sample of which something cannot be used.
+
+    Attributes:
+        problems: what is wrong, at least one.
+        sample: what remains; None if nothing does.
+    """
+
+    def __init__(self, problems: list[Problem], sample: Sample | None) -> None:
+        super().__init__(str(problems[0]) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+        self.problems = problems
+        self.sample = sample
+
+
+def format_problems(problems: Sequence[Problem]) -> str:
+    """Return the content of a problems file: one JSON object per line."""
+    return "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
+
+
+def read_problems(folder: Path) -> tuple[Problem, ...]:
+    """Return what the packing of `folder` left out; empty for shards from elsewhere."""
+    path = folder / PROBLEMS_FILE
+    if not path.is_file():
+        return ()
+    return tuple(Problem(**json.loads(line)) for line in path.read_text().splitlines())
