@@ -19,13 +19,16 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cluster.env import RankEnv
 from cluster.groups import Layout
 from configs.errors import UserError
+from model.dispatch import ExpertGroup
 from tests.ranks import run_ranks
+from tests.trainer.squad_model import SquadLoss, squad_batches
 from tests.trainer.toy_model import ToyModel, toy_batches, toy_config
 from trainer.checkpoint import load_latest, save
 from trainer.engine import Engine, StepOutcome, close_distributed, expert_group, init_distributed
@@ -42,6 +45,14 @@ class Case:
     accumulation: int = 1
     dtype: str = "fp32"
     recompute: bool = False
+    squad: bool = False
+    """Train the real model in place of the toy."""
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        return squad_batches(STEPS, SAMPLES) if self.squad else toy_batches(STEPS, SAMPLES)
+
+    def model(self, group: ExpertGroup, world: dist.ProcessGroup | None) -> nn.Module:
+        return SquadLoss(group, world) if self.squad else ToyModel(group, recompute=self.recompute)
 
 
 LAYOUTS: dict[int, list[Case]] = {
@@ -50,8 +61,12 @@ LAYOUTS: dict[int, list[Case]] = {
         *(Case(1, stage, CLIPS[1], 2) for stage in (0, 1, 2)),
         *(Case(2, stage, clip, turns) for stage in (0, 1, 2) for clip, turns in ((CLIPS[0], 1), (CLIPS[1], 2))),
         *(Case(2, stage, CLIPS[1], 2, recompute=True) for stage in (0, 1, 2)),
+        *(Case(2, stage, CLIPS[1], squad=True) for stage in (0, 1, 2)),
     ],
-    4: [Case(2, stage, clip, 2) for stage in (0, 1, 2) for clip in CLIPS],
+    4: [
+        *(Case(2, stage, clip, 2) for stage in (0, 1, 2) for clip in CLIPS),
+        *(Case(2, stage, CLIPS[1], squad=True) for stage in (0, 1)),
+    ],
 }
 
 
@@ -128,24 +143,24 @@ def train_cases(rank: int, world: int, cases: list[Case]) -> list[dict[str, Any]
     results = []
     for case in cases:
         engine = engine_on(rank, world, case)
-        results.append(train_and_record(engine, rank, world, case.accumulation))
+        results.append(train_and_record(engine, rank, world, case))
         engine.close()
     return results
 
 
-def train_and_record(engine: Engine, rank: int, world: int, accumulation: int) -> dict[str, Any]:
+def train_and_record(engine: Engine, rank: int, world: int, case: Case) -> dict[str, Any]:
     losses, norms, gradients = [], [], {}
-    for step, batch in enumerate(toy_batches(STEPS, SAMPLES)):
+    for step, batch in enumerate(case.batches()):
         engine.set_learning_rate(LEARNING_RATE)
         loss_sum = torch.zeros(())
-        for turn, (x, y) in enumerate(micro_batches(batch, rank, world, accumulation)):
+        for turn, (x, y) in enumerate(micro_batches(batch, rank, world, case.accumulation)):
             loss, _ = engine(x, y)
             engine.backward(loss)
-            loss_sum += loss.detach() / (accumulation * world)
-            if step == 0 and turn == accumulation - 1:
+            loss_sum += loss.detach() / (case.accumulation * world)
+            if step == 0 and turn == case.accumulation - 1:
                 gradients = engine.full_gradients()
             outcome = engine.step()
-        torch.distributed.all_reduce(loss_sum)
+        dist.all_reduce(loss_sum)
         losses.append(loss_sum.item())
         norms.append(outcome.gradient_norm)
         assert not outcome.skipped
@@ -258,6 +273,6 @@ def engine_on(rank: int, world: int, case: Case) -> Engine:
     config = toy_config(optim={"clip_norm": case.clip_norm}, parallel=parallel, train={"dtype": case.dtype})
     init_distributed(RankEnv(rank=rank, world=world, local_rank=rank), config.parallel)
     layout = Layout(world, case.ep_size)
-    model = ToyModel(expert_group(layout), recompute=case.recompute)
+    model = case.model(expert_group(layout), dist.group.WORLD)
     micro_batch = SAMPLES // world // case.accumulation
     return Engine(model, config, layout, accumulation=case.accumulation, micro_batch=micro_batch)
