@@ -16,9 +16,9 @@ from torch import Tensor
 
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
+from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
 from data_pipeline.pictures import shared_range, to_picture
-from data_pipeline.shards import ShardIndex
 from data_pipeline.targets import Target, prepare_batch
 from model.mod_squad import ModSquad
 from trainer.charts import INK
