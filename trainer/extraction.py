@@ -29,8 +29,8 @@ from trainer.squad_summary import SquadLayer, SquadSummary
 DEFAULT_THRESHOLD = 0.01
 """An expert that fewer than 1 % of the task's tokens choose leaves; a token that loses one to this rule takes its next
 best. Measured so far only on a barely trained tiny model (60 steps, 32 rooms of 64 pixels, usage counted on those same
-rooms): on 13 tasks no metric changed by more than 0.05 %, and 97 to 100 % of the tokens were unaffected. Such a model is
-close to a constant, so look at the change that each extraction reports."""
+rooms): on 13 tasks no metric changed by more than 0.05 %, and 97 to 100 % of the tokens were unaffected. A model like
+that is close to a constant: look at the change that each extraction reports."""
 
 
 def extract_task(
