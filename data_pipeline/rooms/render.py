@@ -30,7 +30,7 @@ class View:
     Attributes:
         rgb: (n, n, 3) uint8, sRGB.
         depth: (n, n) float32, metres along the camera's axis. distance: the same along the ray.
-        normal: (n, n, 3) float32, unit, in camera axes x left, y up, z forward (so it looks back: mostly z < 0).
+        normal: (n, n, 3) float32, unit, in camera axes x right, y down, z forward (so it looks back: mostly z < 0).
         curvature: (2, n, n) float32, principal curvatures k1 >= k2, 1/m.
         facing: (n, n) float32, cosine between the normal and the direction to the camera.
         object, cls, part: (n, n) int32. valid: (n, n) bool, False on window panes, behind which nothing is known.
@@ -89,7 +89,7 @@ def render(room: Room, solids: Solids, camera: Camera, size: int, rng: np.random
         rgb=_develop(radiance.reshape(*depth.shape, 3), rng),
         depth=axial,
         distance=axial * length,
-        normal=np.stack([-(normal @ camera.right), normal @ camera.up, normal @ camera.forward], -1),
+        normal=np.stack([normal @ camera.right, -(normal @ camera.up), normal @ camera.forward], -1),
         curvature=np.stack([_centres(k.reshape(depth.shape)) for k in samples.curvature]),
         facing=np.clip(-(normal * ray).sum(-1) / length, 0, 1),
         object=solids.object[index],

@@ -9,10 +9,10 @@ Array = NDArray[np.float64]
 
 
 def rays(sample: Sample) -> Array:
-    """(n, n, 3) rays through pixel centres with depth 1, in the axes of stored normals (x left, y up, z forward)."""
+    """(n, n, 3) rays through pixel centres with depth 1, in the axes of stored normals (x right, y down, z forward)."""
     n = len(sample.rgb)
     across = (np.arange(n) + 0.5 - n / 2) / sample.meta["focal_pixels"]
-    x, y = np.broadcast_to(-across[None], (n, n)), np.broadcast_to(-across[:, None], (n, n))
+    x, y = np.broadcast_to(across[None], (n, n)), np.broadcast_to(across[:, None], (n, n))
     return np.stack([x, y, np.ones((n, n))], -1)
 
 
@@ -119,3 +119,10 @@ def test_region_ids_fit_a_byte_and_are_several(rooms: list[Sample]) -> None:
     for sample in rooms:
         for task in ("segment_unsup2d", "segment_unsup25d"):
             assert 3 < len(np.unique(sample.labels[task])) <= 256
+
+
+def test_green_tells_floors_from_ceilings_as_in_the_official_files(rooms: list[Sample]) -> None:
+    """y points down there: what faces up (floors, table tops) is dark, what faces down is bright."""
+    lower = [sample.labels["normal"][-8:, :, 1].mean() for sample in rooms]
+    upper = [sample.labels["normal"][:8, :, 1].mean() for sample in rooms]
+    assert np.mean(lower) < 110 < np.mean(upper)
