@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tests.trainer.squad_model import SquadLoss, squad_batches
 from tests.trainer.toy_model import ToyModel, toy_batches, toy_config
 from trainer.checkpoint import load_latest, save
 from trainer.engine import Engine, StepOutcome, close_distributed, expert_group, init_distributed
+from trainer.process_groups import create_groups
 
 STEPS, SAMPLES, LEARNING_RATE = 4, 16, 0.03
 CLIPS = (0.0, 0.05)  # the gradient's norm is between 0.1 and 1
@@ -70,7 +72,7 @@ LAYOUTS: dict[int, list[Case]] = {
 }
 
 
-BFLOAT16 = [Case(2, stage, CLIPS[1], dtype="bf16") for stage in (0, 1, 2)]
+BFLOAT16 = [Case(2, stage, CLIPS[1], dtype="bf16", squad=squad) for stage in (0, 1, 2) for squad in (False, True)]
 SPOILED = [Case(2, stage) for stage in (0, 1, 2)]
 BATCHES = toy_batches(STEPS, SAMPLES)
 LOOP_STATE = {"cursor": {"position": 7}, "ema": [torch.arange(3.0), None], "rng": torch.arange(9, dtype=torch.uint8)}
@@ -92,9 +94,9 @@ class Launched:
 def launched() -> Launched:
     folder = Path(tempfile.mkdtemp(prefix="modsquad_engine_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    four_ranks = run_ranks(on_four_ranks, 4, folder / "four")
+    four_ranks = run_ranks(on_four_ranks, 4, folder / "four", timeout_seconds=140.0)
     with small_disk(folder / "small_disk") as disk:
-        two_ranks = run_ranks(on_two_ranks, 2, folder, disk)
+        two_ranks = run_ranks(on_two_ranks, 2, folder, disk, timeout_seconds=140.0)
     return Launched(folder, four_ranks, two_ranks)
 
 
@@ -135,6 +137,7 @@ def on_two_ranks(rank: int, world: int, folder: Path, disk: Path | None) -> dict
         "saved": [save_and_go_on(rank, world, case, run_dir) for case, run_dir in run_dirs.items()],
         "resumed": [resume(rank, world, case, run_dir) for case, run_dir in run_dirs.items()],
         "resumed_from_four": [resume(rank, world, case, folder / "four") for case in READERS],
+        "hang_seconds": wait_in_vain(rank),
         "full_disk": disk and fill_disk(rank, world, disk),
     }
 
@@ -196,6 +199,19 @@ def survive_bad_steps(rank: int, world: int, case: Case) -> list[bool]:
     assert not torch.equal(changed["master.first.weight"], before["master.first.weight"])
     engine.close()
     return [outcome.skipped for outcome in outcomes]
+
+
+def wait_in_vain(rank: int) -> list[float]:
+    """Seconds until rank 0 gives up on collectives that rank 1 does not join, in groups with a timeout of 1 s."""
+    groups, seconds = create_groups(Layout(2, 2), 1.0), []
+    if rank == 0:
+        for group in (groups.world, groups.expert):
+            started = time.monotonic()
+            with pytest.raises(RuntimeError, match=r"[Tt]imed out"):
+                dist.all_reduce(torch.zeros(1), group=group)
+            seconds.append(time.monotonic() - started)
+    dist.barrier()
+    return seconds
 
 
 def step_once(
