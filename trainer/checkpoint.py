@@ -214,7 +214,7 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest, keep_last: int)
     folder = final.parent
     write_durably(unfinished / MANIFEST, manifest.model_dump_json(indent=1).encode())
     sync_folder(unfinished)
-    if final.exists():
+    if final.exists():  # the run fell back to an earlier one, which stays until this one is in place
         final.rename(folder / f".{final.name}.replaced{_PARTIAL}")
     unfinished.rename(final)
     sync_folder(folder)
