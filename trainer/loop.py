@@ -103,7 +103,7 @@ class Trainer:
                     raise Interrupted(stop, done)
                 if self.config.evaluate.every_steps and done % self.config.evaluate.every_steps == 0:
                     self.evaluate()
-            if self._evaluated_step != steps:
+            if self._evaluated_step != self.state.steps_done:
                 self.evaluate()
 
     def step(self) -> StepOutcome:

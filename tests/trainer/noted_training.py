@@ -11,15 +11,21 @@ from unittest import mock
 from cluster.env import RankEnv, detect
 from cluster.local import die_with_launcher
 from configs.errors import UserError
+from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.targets import Prepared, prepare_batch
 from tests.trainer.loop_run import loop_config
 from trainer.engine import StepOutcome
 from trainer.loop import Interrupted, Trainer
+from trainer.progress import StepListener
 
 
 class NotedTrainer(Trainer):
-    """Appends {"step", "keys"} of every finished step to `keys_RANK.jsonl` in the run folder."""
+    """Appends {"step", "keys"} of every finished step to `keys_START_RANK.jsonl` in the run folder."""
+
+    def __init__(self, config: RunConfig, env: RankEnv, listener: StepListener | None = None) -> None:
+        super().__init__(config, env, listener)
+        self._notes = self.run_dir / f"keys_{self.state.steps_done:04d}_{env.rank}.jsonl"
 
     def step(self) -> StepOutcome:
         keys: list[str] = []
@@ -30,22 +36,25 @@ class NotedTrainer(Trainer):
 
         with mock.patch("trainer.loop.prepare_batch", noted):
             outcome = super().step()
-        with (self.run_dir / f"keys_{self.env.rank}.jsonl").open("a") as file:
+        with self._notes.open("a") as file:
             print(json.dumps({"step": self.state.steps_done, "keys": keys}), file=file, flush=True)
         return outcome
 
 
-def train(folder: Path, env: RankEnv, *overrides: str) -> None:
-    NotedTrainer(loop_config(folder, *overrides), env).fit()
+def train(folder: Path, env: RankEnv, *overrides: str, listener: StepListener | None = None) -> None:
+    NotedTrainer(loop_config(folder, *overrides), env, listener).fit()
 
 
 def keys_of_steps(run_dir: Path) -> dict[int, list[str]]:
-    """Return the sorted keys of every step over all ranks; of a step that was done twice, the last time."""
+    """Return the sorted keys of every step over all ranks; of a step that was done again, the last time."""
     steps: dict[int, list[str]] = {}
-    for file in sorted(run_dir.glob("keys_*.jsonl")):
-        of_rank = {line["step"]: line["keys"] for line in map(json.loads, file.read_text().splitlines())}
-        for step, keys in of_rank.items():
-            steps[step] = sorted([*steps.get(step, []), *keys])
+    starts = sorted({file.name.split("_")[1] for file in run_dir.glob("keys_*.jsonl")})
+    for start in starts:
+        again: dict[int, list[str]] = {}
+        for file in run_dir.glob(f"keys_{start}_*.jsonl"):
+            for line in map(json.loads, file.read_text().splitlines()):
+                again[line["step"]] = sorted([*again.get(line["step"], []), *line["keys"]])
+        steps |= again
     return steps
 
 

@@ -43,8 +43,10 @@ def run(
     return loss.item(), gradients, sum(size for place, size in kept.items() if place not in parameters)
 
 
-@pytest.mark.parametrize("mode", ["recompute", "recompute_offload"])
-@pytest.mark.parametrize("options", [(), ("model.router_noise=true", "model.shared_blocks=1")], ids=["plain", "noise"])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("recompute", ("model.router_noise=true", "model.shared_blocks=1")), ("recompute_offload", ())],
+)
 def test_gradients_are_equal_and_less_is_kept(tmp_path: Path, mode: Mode, options: tuple[str, ...]) -> None:
     config, prepared = loop_config(tmp_path, *options), random_prepared(4, [4, 4, 4, 4])
     plain_loss, plain, plain_bytes = run(config, prepared, "none")

@@ -1,13 +1,13 @@
 """The journal: means over steps and pairs, nulls, truncation."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from tests.ranks import run_ranks
 from trainer.journal import Journal, append_line, truncate_lines
 from trainer.objective import StepStatistics
 
@@ -24,37 +24,50 @@ def statistics(losses: list[float], pairs: list[int], information: float = 0.0) 
     )
 
 
-def _two_steps(rank: int, world: int) -> tuple[dict[str, object], dict[str, object]]:
-    group = dist.group.WORLD
-    assert group is not None
+@pytest.fixture
+def group() -> Iterator[dist.ProcessGroup]:
+    """This process alone; that sums are the same over ranks is shown in test_loop."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_a_line_holds_means_over_steps_and_pairs(group: dist.ProcessGroup) -> None:
     journal = Journal(TASKS, LAYERS, torch.device("cpu"))
     for step in (1, 2):
-        # Rank 0 holds 3 pairs of depth and rank 1 a single one, in each step.
-        part = statistics([[3.0, 1.0][rank] * step, 0.0], [[3, 1][rank], 0], information=0.5 * step)
-        journal.add_micro_batch(torch.tensor([1.0, 3.0][rank]), part, scale=float(world))
-        journal.add_step(seconds=[2.0, 4.0][rank], wait_seconds=1.0, world=world)
+        for passed in range(2):  # two forward passes: 3 pairs of depth, then a single one
+            part = statistics([[3.0, 1.0][passed] * step, 0.0], [[3, 1][passed], 0], information=0.5 * step)
+            journal.add_micro_batch(torch.tensor([1.0, 3.0][passed]), part, scale=2.0)
+        journal.add_step(seconds=2.0 * step, wait_seconds=1.0, world=1)
         if step == 1:  # a checkpoint between the lines must not change them
-            saved = journal.collect(group, rank)
+            saved = journal.collect(group, rank=0)
             journal = Journal(TASKS, LAYERS, torch.device("cpu"))
-            journal.restore(saved, rank)
-    first = journal.line(journal.collect(group, rank))
+            journal.restore(saved, rank=0)
+    first = journal.line(journal.collect(group, rank=0))
     journal.next_line()
-    return first, journal.line(journal.collect(group, rank))
+    second = journal.line(journal.collect(group, rank=0))
+    assert first == {
+        "loss": 2.0,
+        "task_loss": {"depth": 1.5, "scene": None},
+        "matching_loss": pytest.approx(-0.75),
+        "mutual_information": {"blocks.0.mlp": pytest.approx(0.75)},
+        "pairs": {"depth": 8, "scene": 0},
+        "step_seconds": 3.0,
+        "data_wait_seconds": 1.0,
+    }
+    assert second["loss"] is None
+    assert second["pairs"] == {"depth": 8, "scene": 0}
 
 
-def test_a_line_holds_means_over_the_steps_of_all_ranks() -> None:
-    for first, second in run_ranks(_two_steps, 2):
-        assert first == {
-            "loss": 2.0,
-            "task_loss": {"depth": 1.5, "scene": None},
-            "matching_loss": pytest.approx(-0.75),
-            "mutual_information": {"blocks.0.mlp": pytest.approx(0.75)},
-            "pairs": {"depth": 8, "scene": 0},
-            "step_seconds": 3.0,
-            "data_wait_seconds": 1.0,
-        }
-        assert second["loss"] is None
-        assert second["pairs"] == {"depth": 8, "scene": 0}
+def test_sums_stay_on_rank_0_so_that_nothing_counts_twice(group: dist.ProcessGroup) -> None:
+    journal = Journal(TASKS, LAYERS, torch.device("cpu"))
+    journal.add_micro_batch(torch.tensor(1.0), statistics([1.0, 0.0], [1, 0]), scale=1.0)
+    total = journal.collect(group, rank=1)
+    assert total.any()
+    assert not journal.collect(group, rank=1).any()
+    journal.restore(total, rank=1)
+    assert not journal.collect(group, rank=1).any()
 
 
 def test_truncation_drops_later_lines_and_a_torn_one(tmp_path: Path) -> None:

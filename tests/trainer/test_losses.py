@@ -103,10 +103,8 @@ def test_balanced_bce_gives_both_classes_the_same_total_weight() -> None:
     assert logits.grad[values > 0].sum().item() == pytest.approx(-logits.grad[values == 0].sum().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("spec", ALL_TASKS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [spec for spec in ALL_TASKS if spec.dense], ids=lambda spec: spec.name)
 def test_masked_pixels_change_nothing(spec: TaskSpec) -> None:
-    if not spec.dense:
-        pytest.skip("vectors have no pixels")
     target, prediction = random_target(spec, 3), random_prediction(spec, 3)
     expected = pair_losses(spec, prediction, target)
     outside = ~target.mask
