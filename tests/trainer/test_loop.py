@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from cluster.env import RankEnv, free_port
@@ -28,6 +29,15 @@ from trainer.progress import PlainProgress
 STEPS = 12
 LONGER = (f"train.steps={STEPS}", "checkpoint.every_steps=4", "evaluate.every_steps=4")
 PROGRAM = [sys.executable, "-m", "tests.trainer.noted_training"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on busy cores make tiny models ten times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
