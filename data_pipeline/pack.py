@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.tasks import get_task
 from data_pipeline.codecs import encode_label
@@ -145,7 +146,7 @@ class _Job:
                 "entry": entry.model_dump(mode="json") if entry else None,
                 "problems": [asdict(problem) for problem in problems],
             }
-            _write_atomically(_note_path(self.path(item)), json.dumps(stored))
+            write_text_atomically(_note_path(self.path(item)), json.dumps(stored))
 
     def _samples(self, shard: int, problems: list[Problem], on_step: Callable[[], None]) -> Iterator[Sample]:
         for index in self.samples_of(shard):
@@ -227,7 +228,7 @@ def _claim_folder(job: _Job) -> None:
     elif any(job.out.glob("*.tar")) or (job.out / INDEX_FILE).exists():
         raise UserError(f"{job.out} holds shards that were not packed here: give an empty folder")
     else:
-        _write_atomically(path, json.dumps(wanted))
+        write_text_atomically(path, json.dumps(wanted))
     for partial in job.out.glob(".*.partial"):
         partial.unlink(missing_ok=True)
 
@@ -256,7 +257,7 @@ def _finish(job: _Job) -> None:
     entries = [note.entry for note in notes if note.entry is not None]
     if not entries:
         raise UserError(f"{job.source.name} has no usable sample: {problems[0]}")
-    _write_atomically(job.out / PROBLEMS_FILE, format_problems(problems))
+    write_text_atomically(job.out / PROBLEMS_FILE, format_problems(problems))
     write_index(job.out, entries)
 
 
@@ -301,12 +302,3 @@ def _space_explained(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(f"no space left for {folder}: free some and run it again, finished shards are kept") from None
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

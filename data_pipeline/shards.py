@@ -13,6 +13,7 @@ from types import TracebackType
 
 import webdataset
 
+from configs.atomic import sync_folder, write_text_atomically
 from configs.errors import UserError
 from configs.tasks import TASKS, get_task
 from data_pipeline.codecs import encode_image, encode_label, encode_mask
@@ -60,7 +61,7 @@ class ShardWriter:
                 self._file.close()
                 entry = scan_shard(self._partial)
                 os.replace(self._partial, self.path)
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
                 self._entry = entry.model_copy(update={"file": self.path.name})
         finally:
             self._file.close()
@@ -133,7 +134,7 @@ def write_index(folder: Path, entries: Iterable[ShardEntry]) -> None:
             owner[key] = shard.file
     fields = frozenset[str]().union(*(shard.fields for shard in shards))
     index = IndexFile(side=side, tasks=tuple(sorted(fields & TASKS.keys())), shards=shards)
-    _write_atomically(folder / INDEX_FILE, index.model_dump_json().encode())
+    write_text_atomically(folder / INDEX_FILE, index.model_dump_json())
 
 
 def build_index(folder: Path) -> None:
@@ -143,21 +144,3 @@ def build_index(folder: Path) -> None:
         UserError: no shard, or a shard that `scan_shard` or `write_index` refuses.
     """
     write_index(folder, [scan_shard(path) for path in sorted(folder.glob("*.tar"))])
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,5 @@
 """A contact sheet of shards: one row per sample, the image and every label as a picture."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
@@ -45,14 +45,8 @@ def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path
     images: list[NDArray[np.uint8] | None] = [index.image(sample) for sample in samples]
     columns = [images, *(_column(index, spec, samples) for spec in tasks)]
     sheet = _lay_out(["rgb", *(spec.name for spec in tasks)], columns, max(_MIN_CELL, index.size))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        sheet.save(partial, format="PNG")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another file") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _column(index: ShardIndex, spec: TaskSpec, samples: Sequence[int]) -> list[NDArray[np.uint8] | None]:

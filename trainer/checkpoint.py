@@ -26,8 +26,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from configs.atomic import sync_folder, write_text_atomically
 from configs.errors import UserError
-from trainer.atomic import write_text_atomically
 from trainer.checkpoint_files import (
     MANIFEST,
     FileEntry,
@@ -37,7 +37,6 @@ from trainer.checkpoint_files import (
     find_damage,
     read_manifest,
     read_state,
-    sync_folder,
     write_durably,
     write_state,
 )

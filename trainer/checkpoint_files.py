@@ -63,15 +63,6 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make creations and renames inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_manifest(folder: Path) -> Manifest | str:
     """Return the manifest of a checkpoint, or what is wrong with it."""
     path = folder / MANIFEST

@@ -89,8 +89,9 @@ def show(
     from data_pipeline.show import contact_sheet
 
     index = ShardIndex.load(shards)
-    labelled = [name for name, present in zip(TASKS, index.available(list(TASKS)).any(axis=0), strict=True) if present]
-    contact_sheet(index, resolve_tasks(tasks.split(",") if tasks else labelled), count, png)
+    contact_sheet(
+        index, resolve_tasks(tasks.split(",") if tasks else [name for name in TASKS if name in index.tasks]), count, png
+    )
     Console().print(f"wrote {png}")
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.tasks import HIGHER_IS_BETTER, MetricKind, TaskSpec
@@ -23,7 +24,6 @@ from data_pipeline.loader import EvaluationLoader
 from data_pipeline.targets import Prepared, prepare_batch
 from model.mod_squad import ModelOutput, ModSquad
 from model.routing_stats import RoutingLedger
-from trainer.atomic import write_text_atomically
 from trainer.constant import Constants, constant_predictor
 from trainer.export import load_run_model
 from trainer.metrics import Metric, make_metric

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from configs.atomic import atomic_path, write_text_atomically
 from configs.errors import UserError
 from configs.load import dump_config
 from configs.schema import RunConfig
 from model.extract import SquadModel
 from model.mod_squad import ModSquad
-from trainer.atomic import atomic_path, write_text_atomically
 from trainer.run_files import parse_json, read_config
 from trainer.squad_summary import SquadSummary
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.atomic import write_text_atomically
+from configs.atomic import write_text_atomically
 from trainer.objective import StepStatistics
 
 METRICS_FILE = "metrics.jsonl"

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.env import RankEnv
+from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.load import dump_config
 from configs.schema import RunConfig
@@ -24,7 +25,6 @@ from data_pipeline.targets import prepare_batch
 from model.routing_stats import RoutingLedger
 from trainer import checkpoint
 from trainer.assembly import assemble
-from trainer.atomic import write_text_atomically
 from trainer.constant import Constants, constant_predictor
 from trainer.continuity import check_continues
 from trainer.engine import StepOutcome, init_distributed

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.tasks import TaskSpec
 from data_pipeline.pictures import to_picture
 from data_pipeline.targets import prepare_images
 from model.mod_squad import ModSquad
-from trainer.atomic import atomic_path
 from trainer.export import SQUAD_FILE, load_exported, load_run_model, load_squad
 
 

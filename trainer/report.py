@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.load import dump_config
 from configs.schema import RunConfig
 from trainer import report_page as html
-from trainer.atomic import atomic_path
 from trainer.charts import ExpertMap, Floats, Progress, expert_map_chart, progress_chart, task_loss_chart
 from trainer.checkpoint_files import Manifest, read_manifest
 from trainer.export import load_run_model

@@ -88,7 +88,7 @@ def keypoints3d(view: View) -> AnyArray:
 
 
 def normal(view: View) -> AnyArray:
-    """(n, n, 3) uint8: (n + 1) / 2 * 255, x right, y down, z forward; surfaces face the camera, so blue is below 127."""
+    """(n, n, 3) uint8: (n + 1) / 2 * 255, x right, y down, z forward: facing the camera, so blue is low."""
     return encode_normal(view.normal)
 
 

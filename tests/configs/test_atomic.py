@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.atomic import atomic_path, write_text_atomically
 from configs.errors import UserError
-from trainer.atomic import atomic_path, write_text_atomically
 
 
 def test_folders_on_the_way_are_made_and_nothing_else_stays(tmp_path: Path) -> None:
