@@ -31,7 +31,7 @@ def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path
         index: the shards.
         tasks: labels to draw, as columns.
         count: rows; fewer if there are fewer samples.
-        path: the PNG to write; its folder must exist.
+        path: the PNG to write.
         first: number of the first sample.
 
     Raises:
