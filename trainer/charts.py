@@ -226,5 +226,8 @@ def smooth(values: Floats, window: int) -> Floats:
     index, finite = np.arange(len(values)), np.isfinite(values)
     if finite.sum() < 2 * window + 1:
         return values
-    bridged = np.interp(index, index[finite], values[finite])
-    return np.where(finite, savgol_filter(bridged, 2 * window + 1, polyorder=1), np.nan)
+    known = slice(index[finite][0], index[finite][-1] + 1)  # beyond it there is nothing to bridge to
+    bridged = np.interp(index[known], index[finite], values[finite])
+    smoothed = np.full_like(values, np.nan)
+    smoothed[known] = savgol_filter(bridged, 2 * window + 1, polyorder=1)
+    return np.where(finite, smoothed, np.nan)
