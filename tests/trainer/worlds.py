@@ -63,11 +63,11 @@ LAYOUTS: dict[int, list[Case]] = {
         *(Case(1, stage, CLIPS[1], 2) for stage in (0, 1, 2)),
         *(Case(2, stage, clip, turns) for stage in (0, 1, 2) for clip, turns in ((CLIPS[0], 1), (CLIPS[1], 2))),
         *(Case(2, stage, CLIPS[1], 2, recompute=True) for stage in (0, 1, 2)),
-        *(Case(2, stage, CLIPS[1], squad=True) for stage in (0, 1, 2)),
+        *(Case(ep_size, stage, CLIPS[1], squad=True) for ep_size in (1, 2) for stage in (0, 1, 2)),
     ],
     4: [
         *(Case(2, stage, clip, 2) for stage in (0, 1, 2) for clip in CLIPS),
-        *(Case(2, stage, CLIPS[1], squad=True) for stage in (0, 1)),
+        *(Case(2, stage, CLIPS[1], squad=True) for stage in (0, 1, 2)),
     ],
 }
 
