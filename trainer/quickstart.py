@@ -20,6 +20,7 @@ from trainer.report import write_report
 from trainer.tables import evaluation_table, squad_table
 
 RANKS = 2
+ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same everywhere, also where there is one GPU for two ranks
 ROOMS_PER_SHARD = 64
 HELD_OUT_OFFSET = 10_000_000  # held-out rooms have numbers that no training set reaches
 SQUADS = ("normal", "class_scene")
@@ -55,7 +56,7 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
     evaluation = latest_evaluation(out, step=steps)
     if evaluation is None:
         command = [sys.executable, "-m", "trainer.cli", "train", "quickstart", *arguments]
-        if status := run_ranks(command, RANKS, out / "logs"):
+        if status := run_ranks(command, RANKS, out / "logs", ON_CPU):
             return status
         evaluation = latest_evaluation(out, step=steps)
         assert evaluation is not None, "training ends with an evaluation"
