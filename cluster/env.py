@@ -1,10 +1,14 @@
 """Who this process is in the world: rank, world size and rendezvous, from whichever launcher started it."""
 
 import os
+import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from configs.errors import UserError
+
+_SLURM_PORTS = range(20_000, 30_000)  # below the ports that Linux hands out by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +47,16 @@ class RankEnv:
 def detect() -> RankEnv:
     """Read torchrun's and the deepspeed launcher's variables, else SLURM's; without either, one process.
 
+    Under srun the first node of the step is the place to meet, and the port follows from the job's number, unless
+    MASTER_ADDR and MASTER_PORT say otherwise.
+
     Raises:
         UserError: variables that contradict each other or are incomplete.
     """
     if "RANK" in os.environ:
-        return _from_variables("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        return _from_variables("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        return _from_variables(os.environ, "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
+        return _from_variables({**_slurm_rendezvous(), **os.environ}, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     return RankEnv(master_port=free_port())
 
 
@@ -60,18 +67,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _from_variables(rank_name: str, world_name: str, local_rank_name: str) -> RankEnv:
+def _slurm_rendezvous() -> dict[str, str]:
+    """Return MASTER_ADDR and MASTER_PORT as far as SLURM's variables give them."""
+    values = {}
+    # A list of nodes reads "a,b" or "rack1-n[003-007,12],b"; rank 0 runs on the first.
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    if nodes and (first := re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)):
+        values["MASTER_ADDR"] = "".join(part or "" for part in first.groups())
+    if (job := os.environ.get("SLURM_JOB_ID", "")).isdecimal():
+        values["MASTER_PORT"] = str(_SLURM_PORTS.start + int(job) % len(_SLURM_PORTS))
+    return values
+
+
+def _from_variables(variables: Mapping[str, str], rank_name: str, world_name: str, local_rank_name: str) -> RankEnv:
     names = (rank_name, world_name, local_rank_name, "MASTER_ADDR", "MASTER_PORT")
-    if missing := [name for name in names if name not in os.environ]:
+    if missing := [name for name in names if name not in variables]:
         raise UserError(f"{rank_name} is set but {missing[0]} is not: start with torchrun, srun or `modsquad` alone")
     try:
         rank, world, local_rank, port = (
-            int(os.environ[name]) for name in (rank_name, world_name, local_rank_name, "MASTER_PORT")
+            int(variables[name]) for name in (rank_name, world_name, local_rank_name, "MASTER_PORT")
         )
     except ValueError as error:
         raise UserError(f"a launcher variable is not a number ({error}): look at {', '.join(names)}") from None
     if not 0 <= rank < world:
         raise UserError(f"{rank_name}={rank} does not fit {world_name}={world}")
     return RankEnv(
-        rank=rank, world=world, local_rank=local_rank, master_addr=os.environ["MASTER_ADDR"], master_port=port
+        rank=rank, world=world, local_rank=local_rank, master_addr=variables["MASTER_ADDR"], master_port=port
     )

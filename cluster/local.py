@@ -12,30 +12,20 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.cpu import usable_cores
 from cluster.env import RankEnv, free_port
+from configs.errors import UserError
 
 PARENT_VARIABLE = "MODSQUAD_LAUNCHER_PID"
 STOP_SECONDS = 60.0  # a rank that was asked to stop may first write a checkpoint
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def cpu_environment(ranks: int) -> dict[str, str]:
-    """Return environment variables that make torch fast on CPUs; they only work when set before a process starts.
-
-    glibc returns every tensor above 32 MB to the system and pays page faults to get it back, unless told to keep it.
-    oneDNN's default cache of 1024 compiled kernels is smaller than the shapes that expert layers produce in bf16.
-    """
-    threads = max(1, (os.cpu_count() or 1) // ranks)
-    return {
-        "MALLOC_MMAP_THRESHOLD_": str(4 * 2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16384",
-        "OMP_NUM_THREADS": str(threads),
-    }
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: Mapping[str, str] | None = None) -> int:
     """Run `command` as `ranks` processes that find each other, and wait for them.
+
+    The ranks share the cores that this process may use, unless the user has set OMP_NUM_THREADS.
 
     Args:
         command: program and arguments, the same for every rank.
@@ -46,22 +36,31 @@ def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: M
     Returns:
         0 when all ranks succeed, else the status of the rank that failed first; the others are then stopped. On
         Ctrl-C or SIGTERM the ranks are told to stop and waited for; a second Ctrl-C kills them.
+
+    Raises:
+        UserError: `log_folder` cannot be written.
     """
-    log_folder.mkdir(parents=True, exist_ok=True)
     logs = [log_folder / f"rank_{rank}.log" for rank in range(ranks)]
     port = free_port()
-    processes = [_start(command, rank, ranks, port, logs[rank], variables or {}) for rank in range(ranks)]
+    processes: list[subprocess.Popen[bytes]] = []
     previous = signal.signal(signal.SIGTERM, lambda *_: _signal_all(processes, signal.SIGTERM))
     try:
+        log_folder.mkdir(parents=True, exist_ok=True)
+        for rank, log in enumerate(logs):
+            processes.append(_start(command, rank, ranks, port, log, variables or {}))
         failed = _wait(processes)
+    except OSError as error:
+        raise UserError(f"cannot start the ranks: {error.filename}: {error.strerror}") from error
     finally:
         signal.signal(signal.SIGTERM, previous)
         _stop(processes)
     if failed is None:
         return 0
-    if failed:
-        _show_failure(failed, logs[failed])
-    return _exit_status(processes[failed].returncode)
+    code = processes[failed].returncode
+    status = 128 - code if code < 0 else code
+    if status not in _INTERRUPTED:
+        _show_failure(failed, code, logs[failed])
+    return status
 
 
 def die_with_launcher() -> None:
@@ -79,8 +78,8 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     env = RankEnv(rank=rank, world=ranks, local_rank=rank, master_port=port)
     environment = {
+        "OMP_NUM_THREADS": str(max(1, usable_cores() // ranks)),
         **os.environ,
-        **cpu_environment(ranks),
         **variables,
         **env.variables(),
         PARENT_VARIABLE: str(os.getpid()),
@@ -113,13 +112,13 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def _first_cause(processes: Sequence[subprocess.Popen[bytes]], failed: list[int]) -> int:
-    """Choose the rank to report: one that ended by itself tells more than one that lost its peer."""
+    """Choose the rank to report: a clear error or a kill from outside tells more than the loss of a peer."""
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
     codes = [process.poll() for process in processes]
-    clear = [rank for rank, code in enumerate(codes) if code == 2]
-    return (clear or failed)[0]
+    causes = (code for code in (2, -signal.SIGKILL) if code in codes)
+    return next((codes.index(code) for code in causes), failed[0])
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -139,10 +138,12 @@ def _signal_all(processes: Sequence[subprocess.Popen[bytes]], number: int) -> No
             process.send_signal(number)
 
 
-def _show_failure(rank: int, log: Path) -> None:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    print(f"rank {rank}: {lines[-1] if lines else 'ended without a message'} (all of it: {log})", file=sys.stderr)
-
-
-def _exit_status(code: int) -> int:
-    return 128 - code if code < 0 else code
+def _show_failure(rank: int, code: int, log: Path) -> None:
+    """Say why a rank failed, unless it is rank 0 and has said so itself."""
+    where = f" (all of it: {log})" if rank else ""
+    if code < 0:
+        reason = " (out of memory?)" if code == -signal.SIGKILL else ""
+        print(f"rank {rank} was ended by {signal.Signals(-code).name}{reason}{where}", file=sys.stderr)
+    elif rank:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        print(f"rank {rank}: {lines[-1] if lines else 'ended without a message'}{where}", file=sys.stderr)

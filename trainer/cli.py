@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from cluster.cpu import tune_process
 from configs.errors import UserError
 from trainer.cli_data import app as data_app
 
@@ -31,6 +32,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: k
 def main() -> None:
     """Entry point of the console script."""
     debug = "--debug" in sys.argv
+    tune_process()
     try:
         app()
     except UserError as error:

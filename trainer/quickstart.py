@@ -3,14 +3,15 @@
 Every stage finds what an earlier, interrupted start has finished, and goes on from there.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from cluster.cpu import usable_cores
 from cluster.local import run_ranks
+from configs.errors import UserError
 from configs.load import load_config
 from data_pipeline.rooms.source import RoomsSource
 from trainer.cli_data import pack_with_progress
@@ -42,15 +43,17 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
     """
     console = Console()
     train, val = out / "data" / "train", out / "data" / "val"
-    arguments = [f"run_dir={out}", f"data.train={train}", f"data.val={val}", *overrides]
+    own = {"run_dir": out, "data.train": train, "data.val": val}
+    if given := next((text for text in overrides if text.partition("=")[0] in own), None):
+        raise UserError(f"override '{given}': the quickstart puts everything into one folder; choose it with --out")
+    arguments = [*(f"{key}={path}" for key, path in own.items()), *overrides]
     config = load_config("quickstart", arguments)
     steps, size = config.train.steps, config.data.image_size
 
     console.rule("1/4 rooms")
-    workers = os.cpu_count() or 1
     for folder, count, offset in ((train, rooms, 0), (val, held_out, HELD_OUT_OFFSET)):
         source = RoomsSource(images=count, size=size, seed=config.seed, offset=offset)
-        pack_with_progress(source, folder, workers=workers, samples_per_shard=ROOMS_PER_SHARD)
+        pack_with_progress(source, folder, workers=usable_cores(), samples_per_shard=ROOMS_PER_SHARD)
 
     console.rule("2/4 training and evaluation")
     evaluation = latest_evaluation(out, step=steps)

@@ -7,6 +7,7 @@ from configs.errors import UserError
 
 LAUNCHER_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID",
+    "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST",
 )  # fmt: skip
 
 
@@ -36,6 +37,21 @@ def test_slurm_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     env = detect()
     assert (env.rank, env.world, env.local_rank, env.master_addr) == (5, 8, 1, "node1")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node1", "node1"), ("a-2,b[1-9]", "a-2"), ("rack1-n[003-007,12],b", "rack1-n003"), ("n[7,9]-ib", "n7-ib")],
+)
+def test_ranks_of_srun_alone_meet_on_its_first_node(monkeypatch: pytest.MonkeyPatch, nodes: str, first: str) -> None:
+    for name, value in {
+        "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": nodes,
+        "SLURM_JOB_ID": "123456789",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    env = detect()
+    assert (env.rank, env.world, env.master_addr) == (1, 2, first)
+    assert env.master_port == detect().master_port == 26789
 
 
 @pytest.mark.parametrize(

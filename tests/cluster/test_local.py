@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cpu import usable_cores
 from cluster.local import run_ranks
+from configs.errors import UserError
 
 PRINT_RANK = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'])"
 
@@ -30,6 +32,32 @@ def test_one_failure_stops_the_others_and_is_shown(tmp_path: Path, capfd: pytest
 def test_a_clear_error_wins_over_a_lost_peer(tmp_path: Path) -> None:
     program = "import os, sys, time; r = int(os.environ['RANK']); time.sleep(0.3 * r); sys.exit(1 + r)"
     assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == 2
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_named_before_those_that_lost_it(
+    killed: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = (
+        "import os, sys, time; r = int(os.environ['RANK']);"
+        f"os.kill(os.getpid(), 9) if r == {killed} else (time.sleep(0.3 * r), sys.exit('lost a peer'))"
+    )
+    assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == 128 + signal.SIGKILL
+    assert f"rank {killed} was ended by SIGKILL" in capfd.readouterr().err
+
+
+def test_ranks_share_the_cores_unless_the_user_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert run_ranks([sys.executable, "-c", PRINT_RANK], 2, tmp_path) == 0
+    assert (tmp_path / "rank_1.log").read_text() == f"1 2 {max(1, usable_cores() // 2)}\n"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert run_ranks([sys.executable, "-c", PRINT_RANK], 2, tmp_path) == 0
+    assert (tmp_path / "rank_1.log").read_text() == "1 2 7\n"
+
+
+def test_a_command_that_cannot_start_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no-such-program: No such file"):
+        run_ranks([str(tmp_path / "no-such-program")], 2, tmp_path)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="relies on PR_SET_PDEATHSIG of Linux")
