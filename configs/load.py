@@ -104,15 +104,21 @@ def _explain(error: ValidationError, path: Path, origin: Mapping[str, str]) -> s
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
-    where = next((text for given, text in origin.items() if key == given or given.startswith(f"{key}.")), str(path))
+    message = first["msg"].removeprefix("Value error, ")
+    where = next((text for given, text in origin.items() if _is_about(given, key, message)), str(path))
     if first["type"] == "extra_forbidden":
         parent = _section(location[:-1])
         near = get_close_matches(location[-1], list(parent.model_fields), n=1, cutoff=0.0)
         nearest = ".".join([*location[:-1], near[0]])
         return f"{where}: unknown key '{key}', did you mean '{nearest}'?"
-    message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
     return f"{where}: {key + ': ' if key else ''}{message}{given}"
+
+
+def _is_about(override: str, key: str, message: str) -> bool:
+    """Whether an error at `key` (a section's own check may concern several of its keys) comes from an override."""
+    inside = not key or override.startswith(f"{key}.")
+    return override == key or (inside and override.rpartition(".")[2] in message)
 
 
 def _section(location: Sequence[str]) -> type[BaseModel]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from configs.tasks import TaskSpec, resolve_tasks
+from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -113,7 +113,7 @@ class ModelConfig(Section):
         if (hidden := self.mlp_ratio * self.width / self.mlp_top_k) != int(hidden):
             raise ValueError(f"mlp_ratio * width / mlp_top_k = {hidden:g} is not whole: change one of the three")
         if self.shared_blocks >= self.depth:
-            raise ValueError(f"shared_blocks {self.shared_blocks} leaves no task-dependent block of {self.depth}")
+            raise ValueError(f"shared_blocks {self.shared_blocks} must be below depth {self.depth}: tasks need a block")
         if self.head_width is None and (2 * self.width) % self.heads:
             raise ValueError(f"2 * width {self.width} is not divisible by heads {self.heads}: set head_width")
         return self
@@ -167,7 +167,8 @@ class DataConfig(Section):
     tasks_per_image: Positive | None = None
     """Tasks that each image serves in a step; None: every task whose label it has."""
     task_shares: dict[str, float] = Field(default_factory=dict)
-    """Relative number of pairs per task in a global batch; 1 where not given. Matters with tasks_per_image."""
+    """Relative number of pairs per task in a global batch, of the run or not; 1 where not given. Matters with
+    tasks_per_image."""
     shuffle_window_shards: Positive = 8
     """Samples are shuffled within a sliding window of about this many shards; bounds the shards open at once."""
     workers: NonNegative = 1
@@ -213,7 +214,7 @@ class TrainConfig(Section):
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     """fixed: `task_weights`; uncertainty: learned homoscedastic weights (arXiv 1705.07115)."""
     task_weights: dict[str, float] = Field(default_factory=dict)
-    """Loss weight per task; 1 where not given."""
+    """Loss weight per task, of the run or not; 1 where not given."""
     log_every_steps: Positive = 10
     """Steps between lines of metrics.jsonl."""
     max_bad_steps: Positive = 10
@@ -271,15 +272,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        names = {spec.name for spec in self.task_specs}
+        resolve_tasks(self.tasks)  # raises on an unknown name
         for field, given in (
             ("train.task_weights", self.train.task_weights),
             ("data.task_shares", self.data.task_shares),
         ):
-            if unknown := sorted(set(given) - names):
-                raise ValueError(f"{field} names '{unknown[0]}', which is not among the run's tasks")
-            if negative := sorted(name for name, value in given.items() if value < 0):
-                raise ValueError(f"{field}.{negative[0]} is negative")
+            for task, value in given.items():
+                if task not in TASKS:
+                    raise ValueError(f"{field}.{task}: {unknown_task(task)}")
+                if value < 0:
+                    raise ValueError(f"{field}.{task} is negative")
         if self.data.image_size % self.model.patch_size:
             raise ValueError(
                 f"data.image_size {self.data.image_size} is not a multiple of model.patch_size {self.model.patch_size}"

@@ -348,8 +348,13 @@ def get_task(name: str) -> TaskSpec:
     """
     if name in TASKS:
         return TASKS[name]
+    raise UserError(unknown_task(name))
+
+
+def unknown_task(name: str) -> str:
+    """Say that there is no task called `name`, and which one is nearest."""
     near = get_close_matches(name, [*TASKS, *GROUPS], n=1, cutoff=0.0)
-    raise UserError(f"unknown task '{name}': did you mean '{near[0]}'? Known: {', '.join(TASKS)}")
+    return f"unknown task '{name}': did you mean '{near[0]}'? Known: {', '.join(TASKS)}"
 
 
 def resolve_tasks(names: str | Iterable[str]) -> tuple[TaskSpec, ...]:

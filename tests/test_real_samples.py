@@ -34,7 +34,7 @@ def test_real_samples_go_the_whole_road(tmp_path: Path) -> None:
     modsquad(
         "train", "quickstart", f"run_dir={run}", f"data.train={shards}", f"data.val={shards}", f"tasks=[{TASKS}]",
         "train.steps=10", "optim.warmup_steps=1", "train.log_every_steps=1", "train.images_per_step=2",
-        "parallel.ep_size=1", "model.width=32", "model.depth=2",
+        "parallel.ep_size=1", "model.width=32", "model.depth=2", "model.shared_blocks=1",
     )  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 11))

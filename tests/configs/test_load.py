@@ -30,6 +30,11 @@ def test_overrides_are_yaml_values_applied_in_order(tmp_path: Path) -> None:
     assert load_config(path, ["data.tasks_per_image=null"]).data.tasks_per_image is None
 
 
+def test_weights_and_shares_of_tasks_outside_the_run_are_kept(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "train: {task_weights: {normal: 2, depth_zbuffer: 3}}\n")
+    assert load_config(path, ["tasks=[normal]"]).train.task_weights == {"normal": 2, "depth_zbuffer": 3}
+
+
 @given(steps=st.integers(20, 10**6), lr=st.floats(1e-6, 1.0), seed=st.integers(0, 2**31), ep=st.sampled_from([1, 2, 4]))
 def test_dump_and_load_give_an_equal_configuration(
     tmp_path_factory: pytest.TempPathFactory, steps: int, lr: float, seed: int, ep: int
@@ -51,7 +56,14 @@ def test_dump_and_load_give_an_equal_configuration(
         ("", ["train.steps=many"], "override 'train.steps=many': train.steps: "),
         ("tasks: [normal, dept_zbuffer]", [], "unknown task 'dept_zbuffer': did you mean 'depth_zbuffer'?"),
         ("tasks: [normal, normal]", [], "task 'normal' is given twice"),
-        ("train: {task_weights: {semseg: 2}}", [], "train.task_weights names 'semseg'"),
+        ("train: {task_weights: {semsegg: 2}}", [], "train.task_weights.semsegg: unknown task 'semsegg': did you mean"),
+        ("", ["data.task_shares.normal=-1"], "override 'data.task_shares.normal=-1': data.task_shares.normal is neg"),
+        ("", ["seed=1", "train.steps=5"], "override 'train.steps=5': optim.warmup_steps 20 exceeds train.steps 5"),
+        (
+            "",
+            ["model.width=64", "model.shared_blocks=4"],
+            "override 'model.shared_blocks=4': model: shared_blocks 4 mu",
+        ),
         ("model: {mlp_top_k: 9}", [], "mlp_top_k 9 exceeds mlp_experts 8"),
         ("data: {image_size: 60}", [], "data.image_size 60 is not a multiple of model.patch_size 8"),
         ("a: [", [], "recipe.yaml: not valid YAML at line 1"),

@@ -12,7 +12,8 @@ import pytest
 
 SMALL = (
     "--rooms", "16", "--held-out", "8", "train.steps=30", "optim.warmup_steps=1", "train.log_every_steps=1",
-    "checkpoint.every_steps=3", "data.image_size=32", "model.width=32", "model.depth=2", "train.images_per_step=4",
+    "checkpoint.every_steps=3", "data.image_size=32", "model.width=32", "model.depth=2", "model.shared_blocks=1",
+    "train.images_per_step=4",
 )  # fmt: skip
 
 
