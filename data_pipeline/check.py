@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Column, Table
 
 from configs.tasks import TASKS, TaskSpec
-from data_pipeline.index import INDEX_FILE, IndexFile, ShardIndex
+from data_pipeline.index import ShardIndex
 from data_pipeline.show import load_target
 from data_pipeline.source import Problem, read_problems
 
@@ -88,13 +88,12 @@ def check_shards(folder: Path) -> CheckReport:
     index = ShardIndex.load(folder)
     index.verify()
     specs = [spec for name, spec in TASKS.items() if name in index.tasks]
-    shards = IndexFile.model_validate_json((folder / INDEX_FILE).read_bytes()).shards
     return CheckReport(
         folder=folder,
-        shards=len(shards),
+        shards=index.shard_count,
         samples=len(index),
         size=index.size,
-        file_bytes=sum(shard.file_bytes for shard in shards),
+        file_bytes=index.file_bytes,
         fingerprint=index.fingerprint,
         tasks=tuple(_report_task(index, spec) for spec in specs),
         problems=read_problems(folder),

@@ -7,43 +7,24 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from configs.errors import UserError
 from configs.tasks import TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
+from data_pipeline.index_file import INDEX_FILE, IndexHead, parse_index
 from data_pipeline.sample import AnyArray
-from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, ShardEntry, file_sha256
-
-INDEX_FILE = "index.json"
+from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, Members, ShardEntry, file_sha256
 
 # The plan keeps about `shuffle_window_shards` shards in use; more open files than this help nobody.
 _OPEN_FILES = 64
-
-
-class IndexFile(BaseModel):
-    """The content of index.json.
-
-    Attributes:
-        version: of this format.
-        side: height and width of every stored image, in pixels.
-        tasks: labels that at least one sample has, sorted.
-        shards: one entry per shard, sorted by file name.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: Literal[1] = 1
-    side: int
-    tasks: tuple[str, ...]
-    shards: tuple[ShardEntry, ...]
 
 
 class ShardIndex:
@@ -57,21 +38,34 @@ class ShardIndex:
         tasks: labels that at least one sample has.
         keys: the N samples' keys.
         shard_of: (N,) int32, each sample's shard.
+        shard_count: number of shards.
+        file_bytes: size of all shards together.
         fingerprint: 16 hexadecimal digits that change with any byte of any shard.
     """
 
-    def __init__(self, folder: Path, content: IndexFile) -> None:
-        """Use `ShardIndex.load`."""
+    def __init__(self, folder: Path, head: IndexHead, shards: Iterable[ShardEntry]) -> None:
+        """Use `ShardIndex.load`. Of each entry only compact arrays outlive its turn."""
         self.folder = folder
-        self.size = content.side
-        self.tasks = content.tasks
-        self.keys = tuple(key for shard in content.shards for key in shard.keys)
-        counts = [len(shard.keys) for shard in content.shards]
+        self.size = head.side
+        self.tasks = head.tasks
+        self.file_bytes = 0
+        keys: list[str] = []
+        counts: list[int] = []
+        checksums: list[tuple[str, str]] = []
+        places: dict[str, list[_Places]] = {}
+        for shard in shards:
+            for name, members in shard.members.items():
+                places.setdefault(name, []).append(_Places.of(len(keys), members))
+            keys.extend(shard.keys)
+            counts.append(len(shard.keys))
+            checksums.append((shard.file, shard.sha256))
+            self.file_bytes += shard.file_bytes
+        self.keys = tuple(keys)
+        self.shard_count = len(counts)
         self.shard_of: NDArray[np.int32] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        checksums = [(shard.file, shard.sha256) for shard in content.shards]
         self.fingerprint = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]
-        self._shards = tuple((shard.file, shard.file_bytes, shard.sha256) for shard in content.shards)
-        self._columns = _merge_columns(content.shards, len(self.keys))
+        self._shards = tuple(checksums)
+        self._columns = _merge_columns(places, len(keys))
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -86,23 +80,14 @@ class ShardIndex:
         if not path.is_file():
             raise UserError(_describe_unindexed(folder))
         try:
-            content = IndexFile.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
+            head, shards = parse_index(path.read_text(encoding="utf-8"))
+            return cls(folder, head, (_present(path, shard) for shard in shards))
+        except UserError:
+            raise
+        except ValueError as error:
             raise UserError(
-                f"{path} is not an index that this version reads ({place}: {first['msg']}): pack the data again"
+                f"{path} is not an index that this version reads ({_describe(error)}): pack the data again"
             ) from None
-        for shard in content.shards:
-            file = folder / shard.file
-            if not file.is_file():
-                raise UserError(f"shard {file} is missing, though {path} lists it: restore it or pack the data again")
-            if (found := file.stat().st_size) != shard.file_bytes:
-                raise UserError(
-                    f"shard {file} has {found} bytes, but {path} says {shard.file_bytes}: it is truncated or was "
-                    "replaced; restore it or pack the data again"
-                )
-        return cls(folder, content)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -202,7 +187,7 @@ class ShardIndex:
         Raises:
             UserError: names the first shard whose bytes changed.
         """
-        for file, _, sha256 in self._shards:
+        for file, sha256 in self._shards:
             if file_sha256(self.folder / file) != sha256:
                 raise UserError(f"shard {self.folder / file} does not match its checksum: restore it")
 
@@ -227,46 +212,80 @@ class ShardIndex:
         return descriptor
 
 
+def _present(index: Path, shard: ShardEntry) -> ShardEntry:
+    """Return the entry if its file is there and has the size that the index says."""
+    file = index.parent / shard.file
+    try:
+        found = file.stat().st_size
+    except FileNotFoundError:
+        raise UserError(
+            f"shard {file} is missing, though {index} lists it: restore it or pack the data again"
+        ) from None
+    if found != shard.file_bytes:
+        raise UserError(
+            f"shard {file} has {found} bytes, but {index} says {shard.file_bytes}: it is truncated or was replaced; "
+            "restore it or pack the data again"
+        )
+    return shard
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Places of one kind of member in one shard, whose samples are numbers `first` on."""
+
+    first: int
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, first: int, members: Members) -> "_Places":
+        return cls(first, np.array(members.offset, np.int64), np.array(members.size, np.int32))
+
+
 @dataclass(frozen=True)
 class _Column:
     """Places of one field over all N samples.
 
     Attributes:
         offset: (N,) int64, -1 where absent.
-        size: (N,) int64 bytes.
+        size: (N,) int32 bytes.
         suffix: (N,) int8, index into `suffixes`.
         suffixes: formats of the field.
     """
 
     offset: NDArray[np.int64]
-    size: NDArray[np.int64]
+    size: NDArray[np.int32]
     suffix: NDArray[np.int8]
     suffixes: tuple[str, ...]
 
 
-def _merge_columns(shards: Sequence[ShardEntry], count: int) -> dict[str, _Column]:
-    """Join the shards' columns; formats of one field become one column."""
-    names = sorted({name for shard in shards for name in shard.members})
+def _merge_columns(places: dict[str, list[_Places]], count: int) -> dict[str, _Column]:
+    """Join the shards' places, and the formats of one field; empties `places`, as the two together are large."""
     suffixes: dict[str, list[str]] = {}
-    for name in names:
+    for name in sorted(places):
         field, _, suffix = name.rpartition(".")
         suffixes.setdefault(field, []).append(suffix)
-    columns = {
-        field: _Column(np.full(count, -1), np.zeros(count, np.int64), np.zeros(count, np.int8), tuple(known))
-        for field, known in suffixes.items()
-    }
-    first = 0
-    for shard in shards:
-        rows = slice(first, first + len(shard.keys))
-        for name, members in shard.members.items():
-            field, _, suffix = name.rpartition(".")
-            column, offset = columns[field], np.asarray(members.offset)
-            here = offset >= 0
-            column.offset[rows][here] = offset[here]
-            column.size[rows][here] = np.asarray(members.size)[here]
-            column.suffix[rows][here] = column.suffixes.index(suffix)
-        first = rows.stop
+    columns = {}
+    for field, known in suffixes.items():
+        column = _Column(
+            np.full(count, -1, np.int64), np.zeros(count, np.int32), np.zeros(count, np.int8), tuple(known)
+        )
+        for number, suffix in enumerate(known):
+            for part in places.pop(f"{field}.{suffix}"):
+                rows, here = slice(part.first, part.first + len(part.offset)), part.offset >= 0
+                column.offset[rows][here] = part.offset[here]
+                column.size[rows][here] = part.size[here]
+                column.suffix[rows][here] = number
+        columns[field] = column
     return columns
+
+
+def _describe(error: ValueError) -> str:
+    """Say in one line what is wrong with an index."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _describe_unindexed(folder: Path) -> str:

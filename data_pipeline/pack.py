@@ -250,15 +250,24 @@ def _write_missing_shards(job: _Job, workers: int, on_progress: Callable[[int], 
 
 def _finish(job: _Job) -> None:
     """Write problems.jsonl, and last the index: a folder with an index is complete."""
-    notes = [note for shard in range(job.shards) if (note := job.note(shard)) is not None]
-    assert len(notes) == job.shards, "every shard was written"
-    problems = [problem for note in notes for problem in note.problems]
+    problems: list[Problem] = []
+    usable = False
+    for note in _notes(job):
+        problems.extend(note.problems)
+        usable = usable or note.entry is not None
     _refuse_if_strict(job, problems)
-    entries = [note.entry for note in notes if note.entry is not None]
-    if not entries:
+    if not usable:
         raise UserError(f"{job.source.name} has no usable sample: {problems[0]}")
     write_text_atomically(job.out / PROBLEMS_FILE, format_problems(problems))
-    write_index(job.out, entries)
+    write_index(job.out, (note.entry for note in _notes(job) if note.entry is not None))
+
+
+def _notes(job: _Job) -> Iterator[_Note]:
+    """Yield the notes of all shards; one at a time, as all of them together are large."""
+    for shard in range(job.shards):
+        note = job.note(shard)
+        assert note is not None, "every shard was written"
+        yield note
 
 
 def _report(job: _Job) -> PackReport:
@@ -268,7 +277,7 @@ def _report(job: _Job) -> PackReport:
     problems = read_problems(job.out)
     _refuse_if_strict(job, problems)
     index = ShardIndex.load(job.out)
-    return PackReport(len(index), len(set(index.shard_of.tolist())), problems)
+    return PackReport(len(index), index.shard_count, problems)
 
 
 def _note_path(shard: Path) -> Path:

@@ -13,11 +13,12 @@ from types import TracebackType
 
 import webdataset
 
-from configs.atomic import sync_folder, write_text_atomically
+from configs.atomic import atomic_path, sync_folder
 from configs.errors import UserError
 from configs.tasks import TASKS, get_task
 from data_pipeline.codecs import encode_image, encode_label, encode_mask
-from data_pipeline.index import INDEX_FILE, IndexFile, ShardIndex
+from data_pipeline.index import ShardIndex
+from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, ShardEntry, scan_shard
 
@@ -78,7 +79,7 @@ class ShardWriter:
 
         Raises:
             UserError: a bad key, an image that is not square or differs in size from the first one, a label that does
-                not fit its task's encoding or the image.
+                not fit its task's encoding or the image. Nothing of the sample is written then.
         """
         self._tar.write({"__key__": sample.key, **self._encode(sample)})
 
@@ -93,21 +94,22 @@ class ShardWriter:
         except UserError as error:
             raise UserError(f"sample {sample.key}: {error}") from None
         self._check_sizes(sample)
+        self._side = sample.rgb.shape[0]
         members = {f"{field}.{suffix}": data for field, (suffix, data) in encoded.items()}
         return {**members, f"{META_FIELD}.json": json.dumps(dict(sample.meta), sort_keys=True).encode()}
 
     def _check_sizes(self, sample: Sample) -> None:
-        self._side = self._side or sample.rgb.shape[0]
+        side = self._side or sample.rgb.shape[0]
         pictures: dict[str, AnyArray] = {IMAGE_FIELD: sample.rgb}
         pictures |= {task: label for task, label in sample.labels.items() if get_task(task).dense}
         if sample.mask_valid is not None:
             pictures[MASK_FIELD] = sample.mask_valid
         for field, array in pictures.items():
-            if array.shape[:2] != (self._side, self._side):
+            if array.shape[:2] != (side, side):
                 height, width = array.shape[:2]
                 raise UserError(
                     f"sample {sample.key}: '{field}' is {height} x {width} pixels, but everything in {self.path.name} "
-                    f"must be {self._side} x {self._side}: resize it"
+                    f"must be {side} x {side}: resize it"
                 )
 
 
@@ -117,24 +119,28 @@ def write_index(folder: Path, entries: Iterable[ShardEntry]) -> None:
     Raises:
         UserError: no shard, shards of different image sizes, or a key that two samples share.
     """
-    shards = tuple(sorted(entries, key=lambda entry: entry.file))
-    if not shards:
-        raise UserError(f"{folder} holds no tar shards: nothing to index")
-    side = shards[0].side
+    lines: list[tuple[str, str]] = []
     owner: dict[str, str] = {}
-    for shard in shards:
-        if shard.side != side:
+    fields: set[str] = set()
+    first: ShardEntry | None = None
+    for shard in entries:
+        first = first or shard
+        if shard.side != first.side:
             raise UserError(
-                f"{folder}: images are {side} pixels in {shards[0].file}, but {shard.side} in {shard.file}: "
+                f"{folder}: images are {first.side} pixels in {first.file}, but {shard.side} in {shard.file}: "
                 "pack them in one size"
             )
         for key in shard.keys:
             if key in owner:
                 raise UserError(f"{folder}: sample {key} is in {owner[key]} and again in {shard.file}: remove one")
             owner[key] = shard.file
-    fields = frozenset[str]().union(*(shard.fields for shard in shards))
-    index = IndexFile(side=side, tasks=tuple(sorted(fields & TASKS.keys())), shards=shards)
-    write_text_atomically(folder / INDEX_FILE, index.model_dump_json())
+        fields |= shard.fields
+        lines.append((shard.file, shard.model_dump_json()))
+    if first is None:
+        raise UserError(f"{folder} holds no tar shards: nothing to index")
+    head = IndexHead(side=first.side, tasks=tuple(sorted(fields & TASKS.keys())))
+    with atomic_path(folder / INDEX_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(format_index(head, (line for _, line in sorted(lines))))
 
 
 def build_index(folder: Path) -> None:
@@ -143,4 +149,4 @@ def build_index(folder: Path) -> None:
     Raises:
         UserError: no shard, or a shard that `scan_shard` or `write_index` refuses.
     """
-    write_index(folder, [scan_shard(path) for path in sorted(folder.glob("*.tar"))])
+    write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))))

@@ -58,6 +58,8 @@ def test_everything_written_is_read_back(folder: Path) -> None:
     index = ShardIndex.load(folder)
     assert (len(index), index.size, index.tasks) == (5, SIDE, ("class_scene", "depth_zbuffer", "normal"))
     assert index.shard_of.tolist() == [0, 0, 0, 1, 1]
+    assert index.shard_count == 2
+    assert index.file_bytes == sum(path.stat().st_size for path in folder.glob("*.tar"))
     for number in range(5):
         tasks = ("normal",) if number == 3 else ("depth_zbuffer", "normal") + (("class_scene",) if number == 4 else ())
         sample = make_sample(number, tasks)
@@ -105,6 +107,14 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="normal"):
         write_shard(tmp_path / "a.tar", [make_sample(0), bad])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_sample_leaves_no_trace(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.tar") as writer:
+        with pytest.raises(UserError, match="16 x 8 pixels"):
+            writer.write(Sample(key="tall", rgb=np.zeros((16, 8, 3), np.uint8), labels={}))
+        writer.write(make_sample(0))
+    assert (writer.entry.keys, writer.entry.side) == (("house/view_0",), SIDE)
 
 
 def test_long_keys_are_kept(tmp_path: Path) -> None:
@@ -160,6 +170,12 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
+def edit_index(folder: Path, old: str, new: str) -> None:
+    text = (folder / INDEX_FILE).read_text()
+    assert old in text
+    (folder / INDEX_FILE).write_text(text.replace(old, new))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -168,6 +184,10 @@ def flip_byte(path: Path) -> None:
         (lambda folder: (folder / INDEX_FILE).unlink(), "tar shards but no index.json"),
         (lambda folder: (folder / INDEX_FILE).write_text('{"version": 9}'), "not an index .* version"),
         (lambda folder: (folder / INDEX_FILE).write_text("{"), "not an index"),
+        (lambda folder: (folder / INDEX_FILE).write_text('{"version": 1, "side": 8, "tasks": []}'), "lists no shards"),
+        (lambda folder: edit_index(folder, '"b.tar"', "7"), r"not an index .*file: .*valid string"),
+        (lambda folder: edit_index(folder, "]}\n", ""), r"not an index .*shards breaks off"),
+        (lambda folder: edit_index(folder, ",\n{", "\n{"), r"not an index .*shards breaks off"),
     ],
 )
 def test_broken_folders_are_explained(folder: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -278,6 +298,15 @@ def test_badly_ordered_tars_are_refused(tmp_path: Path, order: list[int], messag
     write_tar(tmp_path / "x.tar", [members[i] for i in order])
     with pytest.raises(UserError, match=message):
         build_index(tmp_path)
+
+
+def test_index_json_may_be_written_in_any_style(folder: Path) -> None:
+    before = ShardIndex.load(folder)
+    content = json.loads((folder / INDEX_FILE).read_text())
+    (folder / INDEX_FILE).write_text(json.dumps(content, indent=2))
+    after = ShardIndex.load(folder)
+    assert (after.fingerprint, after.keys) == (before.fingerprint, before.keys)
+    assert after.read(4, "class_scene") == before.read(4, "class_scene")
 
 
 def test_index_json_names_what_it_holds(folder: Path) -> None:
