@@ -23,8 +23,6 @@ which keeps its full width; MACs stay, as every token still uses K experts.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from configs.schema import ModelConfig
 from configs.tasks import TaskSpec
 from model.layer_routing import ExpertLayerInfo
@@ -52,11 +50,6 @@ class ParameterCount:
     def total(self) -> int:
         """All parameters."""
         return self.dense + self.experts + self.routers + self.tasks
-
-
-def parameters_of(module: nn.Module) -> int:
-    """Return the number of parameters that a built module holds on this rank."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_parameters(

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.schema import ModelConfig
 from configs.tasks import TaskSpec, resolve_tasks
@@ -38,6 +38,11 @@ def model(*, spread: float = 0.2, group: ExpertGroup | None = None, **changes: A
             if not hasattr(parameter, "is_expert"):
                 parameter.add_(torch.randn(parameter.shape, generator=source), alpha=spread)
     return built
+
+
+def parameters_of(module: nn.Module) -> int:
+    """The number of parameters that a built module holds."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def images(count: int, seed: int = 0) -> Tensor:

@@ -7,11 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import ModelConfig
 from configs.tasks import resolve_tasks
-from model.cost import count_macs, count_parameters, parameters_of
+from model.cost import count_macs, count_parameters
 from model.extract import SquadModel
 from model.mod_squad import ModSquad
 from model.vit import expert_layers
-from tests.model.models import SIDE, TASKS, VARIANTS, config, images, model
+from tests.model.models import SIDE, TASKS, VARIANTS, config, images, model, parameters_of
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from configs.errors import UserError
-from model.cost import parameters_of
 from model.dispatch import ExpertGroup
 from model.extract import SquadModel, extract_squad, select_experts, squad_cost, unaffected_share
 from model.mod_squad import ModSquad
 from model.routing_stats import RoutingLedger
-from tests.model.models import NAMES, TASKS, VARIANTS, images, model
+from tests.model.models import NAMES, TASKS, VARIANTS, images, model, parameters_of
 
 BATCH = images(3, seed=9)
 
