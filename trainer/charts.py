@@ -208,7 +208,7 @@ def _figure(path: Path, *, rows: int, columns: int, row_height: float) -> Iterat
 
 def _curve(axis: Axes, steps: Floats, values: Floats, colour: str) -> None:
     """Plot the raw values faintly and, where there are enough of them, a smooth curve on top."""
-    window = len(values) // 15
+    window = len(values) // 50  # a logged value is a mean over steps already
     if window < 2:
         axis.plot(steps, values, color=colour, marker="." if len(values) < 30 else None)
         return

@@ -3,8 +3,9 @@
 Every stage finds what an earlier, interrupted start has finished, and goes on from there.
 """
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +25,7 @@ RANKS = 2
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same everywhere, also where there is one GPU for two ranks
 ROOMS_PER_SHARD = 64
 HELD_OUT_OFFSET = 10_000_000  # held-out rooms have numbers that no training set reaches
-SQUADS = ("normal", "class_scene")
+SQUADS = ("depth_zbuffer", "normal")
 
 
 def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[str] = ()) -> int:
@@ -66,24 +67,37 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
     console.print(evaluation_table(evaluation))
 
     console.rule("3/4 squads")
-    squads = {task: out / "squads" / task for task in SQUADS if task in evaluation.tasks}
+    tasks = [task for task in SQUADS if task in evaluation.tasks] or list(evaluation.tasks)[:2]
+    squads = {task: out / "squads" / task for task in tasks}
     console.print(
         squad_table([read_summary(to, step=steps) or extract_task(out, task, to) for task, to in squads.items()])
     )
 
     console.rule("4/4 report")
-    console.print(_next_steps(out, write_report(out), val), highlight=False, soft_wrap=True)
+    page = write_report(out)
+    console.print(_next_steps(out, page, val, squads[tasks[0]]), highlight=False, soft_wrap=True)
     return 0
 
 
-def _next_steps(out: Path, page: Path, val: Path) -> str:
-    return f"""All of it is in {out}:
-  {page}   pictures of every task, the task x expert map, loss curves
-  {out / "metrics.jsonl"}, {out / "evaluation"}, {out / "checkpoints"}, {out / "squads"}
+def _next_steps(out: Path, page: Path, val: Path, squad: Path) -> str:
+    found = {
+        f"{page}": "pictures of every task, the task x expert map, loss curves",
+        f"{out / 'metrics.jsonl'}": "losses and mutual information, step by step",
+        f"{out / 'evaluation'}": "every metric of every task",
+        f"{squad.parent}": "one standalone model per folder",
+        f"{out / 'checkpoints'}": "what a second start goes on from",
+    }
+    commands = {
+        f"modsquad data show {val} rooms.png": "look at the rooms and their labels",
+        f"modsquad predict {squad} PHOTO.jpg --out predictions": "run a squad on a photo of yours",
+        f"modsquad extract {out} --task reshading": "take out another task's squad",
+        "modsquad train quickstart --print": "see every setting; change any with key.sub=value",
+    }
+    if shutil.which("modsquad") is None:
+        commands = {f". {Path(sys.prefix) / 'bin' / 'activate'}": "once, for the commands below", **commands}
+    return f"All of it is in {out}:\n{_aligned(found)}\n\nTry next:\n{_aligned(commands)}"
 
-Try next:
-  modsquad data show {val} rooms.png                        look at the rooms and their labels
-  modsquad predict {out / "squads" / SQUADS[0]} PHOTO.jpg --out predictions   run a squad on a photo of yours
-  modsquad extract {out} --task depth_zbuffer               take out another task's squad
-  modsquad train quickstart --print                         see every setting; change any with key.sub=value
-"""
+
+def _aligned(lines: Mapping[str, str]) -> str:
+    width = max(map(len, lines))
+    return "\n".join(f"  {what:{width}}   {why}" for what, why in lines.items())

@@ -53,7 +53,7 @@ def test_quickstart_survives_a_kill_and_an_interrupt_and_then_says_that_it_is_do
     finished, _ = (last := start(out)).communicate(timeout=300)
     assert last.returncode == 0, finished
     assert logged_steps(out) == list(range(1, 31)), "every step exactly once, whatever happened on the way"
-    for name in ("report/index.html", "squads/normal/squad.safetensors", "squads/class_scene/squad.json"):
+    for name in ("report/index.html", "squads/normal/squad.safetensors", "squads/depth_zbuffer/squad.json"):
         assert (out / name).is_file(), finished
     evaluation = json.loads((out / "evaluation" / "step_00000030_val.json").read_text())
     assert len(evaluation["tasks"]) == 13
