@@ -8,7 +8,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PACKAGES := configs model data_pipeline cluster trainer
 PYTEST_ARGS ?=
 
 .PHONY: help install quickstart test lint format clean

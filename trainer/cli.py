@@ -59,7 +59,11 @@ def quickstart(
     """Rooms, shards, training on two processes, evaluation, two squads and a report, in about five minutes on a CPU."""
     from trainer.quickstart import run_quickstart
 
-    sys.exit(run_quickstart(out, rooms=rooms, held_out=held_out, overrides=overrides or []))
+    try:
+        sys.exit(run_quickstart(out, rooms=rooms, held_out=held_out, overrides=overrides or []))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 @app.command()
@@ -80,9 +84,12 @@ def train(
     from trainer.loop import Interrupted, Trainer
 
     die_with_launcher()
+    env = detect()
     try:
-        Trainer(resolved, detect()).fit()
+        Trainer(resolved, env).fit()
     except Interrupted as interrupted:
+        if env.is_main:
+            print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
         sys.exit(interrupted.exit_status)
 
 
