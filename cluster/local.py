@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from cluster.cpu import usable_cores
 from cluster.env import RankEnv, free_port
@@ -18,14 +20,16 @@ from configs.errors import UserError
 
 PARENT_VARIABLE = "MODSQUAD_LAUNCHER_PID"
 STOP_SECONDS = 60.0  # a rank that was asked to stop may first write a checkpoint
+_CAUSE_SECONDS = 3.0  # between the error of one rank and the last exit of those that lost it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_STOPPED = {status for number in (signal.SIGINT, signal.SIGTERM) for status in (-number, 128 + number)}
 
 
 def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: Mapping[str, str] | None = None) -> int:
-    """Run `command` as `ranks` processes that find each other, and wait for them.
+    """Run `command` as `ranks` processes that find each other, and wait for them; in the main thread.
 
-    The ranks share the cores that this process may use, unless the user has set OMP_NUM_THREADS.
+    The ranks share the cores that this process may use, unless the user has set OMP_NUM_THREADS. SIGINT and SIGTERM
+    are passed on to the ranks, which may first save; a second Ctrl-C kills them.
 
     Args:
         command: program and arguments, the same for every rank.
@@ -34,33 +38,32 @@ def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: M
         variables: further environment variables.
 
     Returns:
-        0 when all ranks succeed, else the status of the rank that failed first; the others are then stopped. On
-        Ctrl-C or SIGTERM the ranks are told to stop and waited for; a second Ctrl-C kills them.
+        0 when all ranks succeed, else the status of the rank that failed first; the others are then stopped. 130 or
+        143 after SIGINT or SIGTERM, unless a rank failed otherwise.
 
     Raises:
-        UserError: `log_folder` cannot be written.
+        UserError: `log_folder` cannot be written, or the program cannot be started.
     """
     logs = [log_folder / f"rank_{rank}.log" for rank in range(ranks)]
     port = free_port()
     processes: list[subprocess.Popen[bytes]] = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: _signal_all(processes, signal.SIGTERM))
-    try:
-        log_folder.mkdir(parents=True, exist_ok=True)
-        for rank, log in enumerate(logs):
-            processes.append(_start(command, rank, ranks, port, log, variables or {}))
-        failed = _wait(processes)
-    except OSError as error:
-        raise UserError(f"cannot start the ranks: {error.filename}: {error.strerror}") from error
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        _stop(processes)
-    if failed is None:
-        return 0
-    code = processes[failed].returncode
-    status = 128 - code if code < 0 else code
-    if status not in _INTERRUPTED:
+    with _passing_on_signals(processes) as received:
+        try:
+            log_folder.mkdir(parents=True, exist_ok=True)
+            for rank, log in enumerate(logs):
+                if not received:
+                    processes.append(_start(command, rank, ranks, port, log, variables or {}))
+            failed = _wait(processes)
+        except OSError as error:
+            raise UserError(f"cannot start the ranks: {error.filename}: {error.strerror}") from error
+        finally:
+            _stop(processes)
+    code = 0 if failed is None else processes[failed].returncode
+    if received and (code == 0 or code in _STOPPED or received.count(signal.SIGINT) > 1):
+        return 128 + received[0]
+    if failed is not None:
         _show_failure(failed, code, logs[failed])
-    return status
+    return 128 - code if code < 0 else code
 
 
 def die_with_launcher() -> None:
@@ -71,6 +74,27 @@ def die_with_launcher() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(launcher):  # it died before the request
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to `processes`; yield the list of those that came.
+
+    Ctrl-C reaches the ranks of a terminal without us, and would act at once if it came twice: so SIGTERM goes to them,
+    which one that is stopping already only notes.
+    """
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        _signal_all(processes, signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _start(
@@ -94,26 +118,18 @@ def _start(
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Wait until all succeed (None) or one fails (its rank)."""
-    interrupted = False
     while True:
-        try:
-            codes = [process.poll() for process in processes]
-            failed = [rank for rank, code in enumerate(codes) if code]
-            if failed:
-                return _first_cause(processes, failed)
-            if all(code == 0 for code in codes):
-                return None
-            time.sleep(0.05)
-        except KeyboardInterrupt:
-            # The terminal has sent the signal to the ranks too: they save and exit.
-            if interrupted:
-                _signal_all(processes, signal.SIGKILL)
-            interrupted = True
+        codes = [process.poll() for process in processes]
+        if failed := [rank for rank, code in enumerate(codes) if code]:
+            return _first_cause(processes, failed)
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.05)
 
 
 def _first_cause(processes: Sequence[subprocess.Popen[bytes]], failed: list[int]) -> int:
     """Choose the rank to report: a clear error or a kill from outside tells more than the loss of a peer."""
-    deadline = time.monotonic() + 1.0
+    deadline = time.monotonic() + _CAUSE_SECONDS
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
     codes = [process.poll() for process in processes]

@@ -60,20 +60,60 @@ def test_a_command_that_cannot_start_is_one_line(tmp_path: Path) -> None:
         run_ranks([str(tmp_path / "no-such-program")], 2, tmp_path)
 
 
+RANK_THAT_STOPS = (
+    "import os, signal, sys, time; from pathlib import Path;"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit({on_term}));"
+    "signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    "Path({folder!r}, os.environ['RANK']).write_text(str(os.getpid())); time.sleep(60)"
+)
+
+
+def launch(rank_program: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a launcher of two ranks, each of which writes its process id to a file named by its number."""
+    program = (
+        "import sys; from pathlib import Path; from cluster.local import run_ranks;"
+        f"sys.exit(run_ranks([sys.executable, '-c', {rank_program!r}], 2, Path({str(folder)!r})))"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "on_term", "status"),
+    [
+        (signal.SIGINT, "143", 130),
+        (signal.SIGTERM, "143", 143),
+        (signal.SIGINT, "0", 130),  # it had just finished; what the launcher does next is stopped all the same
+        (signal.SIGTERM, "2", 2),  # no space for the checkpoint, say
+    ],
+)
+def test_a_signal_to_the_launcher_alone_stops_the_ranks(number: int, on_term: str, status: int, tmp_path: Path) -> None:
+    launcher = launch(RANK_THAT_STOPS.format(on_term=on_term, folder=str(tmp_path)), tmp_path)
+    pids = [_read_pid(tmp_path / name) for name in ("0", "1")]
+    launcher.send_signal(number)
+    assert launcher.wait(30) == status
+    assert not any(map(_alive, pids))
+
+
+def test_a_second_ctrl_c_kills_ranks_that_do_not_stop(tmp_path: Path) -> None:
+    lingers = "Path({folder!r}, os.environ['RANK'] + '.told').write_text('1') and time.sleep(60)"
+    program = RANK_THAT_STOPS.replace("{on_term}", lingers)
+    launcher = launch(program.format(folder=str(tmp_path)), tmp_path)
+    pids = [_read_pid(tmp_path / name) for name in ("0", "1")]
+    launcher.send_signal(signal.SIGINT)
+    _wait_until(lambda: all((tmp_path / f"{rank}.told").exists() for rank in (0, 1)))
+    launcher.send_signal(signal.SIGINT)
+    _, complaints = launcher.communicate(timeout=30)
+    assert (launcher.returncode, complaints) == (130, "")
+    assert not any(map(_alive, pids))
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="relies on PR_SET_PDEATHSIG of Linux")
 def test_ranks_die_with_a_killed_launcher(tmp_path: Path) -> None:
     rank = (
         "import os, time; from pathlib import Path; from cluster.local import die_with_launcher; die_with_launcher();"
         f"Path({str(tmp_path)!r}, os.environ['RANK']).write_text(str(os.getpid())); time.sleep(60)"
     )
-    launcher = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; from cluster.local import run_ranks;"
-            f"run_ranks([sys.executable, '-c', {rank!r}], 2, Path({str(tmp_path)!r}))",
-        ]
-    )
+    launcher = launch(rank, tmp_path)
     pids = [_read_pid(tmp_path / name) for name in ("0", "1")]
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
