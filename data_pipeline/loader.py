@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from configs.errors import UserError
 from configs.schema import DataConfig
@@ -96,7 +96,7 @@ class _Loader(ABC):
         turn = self._turn
         try:
             while turn == self._turn and self._batches is not None:
-                batch = next(self._batches, None)
+                batch = _next_batch(self._batches)
                 if batch is None:
                     return
                 if isinstance(batch, UserError):
@@ -249,9 +249,45 @@ class _Reader(Dataset[Batch | UserError]):
     def __getitem__(self, request: Request) -> Batch | UserError:
         # An error travels as a value: raised in a worker it would arrive wrapped in that worker's traceback.
         try:
-            return read_batch(self._index, self._tasks, request.slots, request.global_pairs, self._augment)
+            batch = read_batch(self._index, self._tasks, request.slots, request.global_pairs, self._augment)
+            if get_worker_info() is not None:
+                _share(batch)
+            return batch
         except UserError as error:
             return error
+
+
+def _next_batch(batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
+    try:
+        return next(batches, None)
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # A worker that is gone is noticed by DataLoader's watch, or by a batch of it that can no longer be fetched.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            "a loader process was killed from outside, most likely for memory: lower data.workers or train.micro_batch"
+        ) from None
+
+
+def _share(batch: Batch) -> None:
+    """Move the tensors to shared memory, through which they get to the trainer.
+
+    The queue between the two would do so as well, but in a thread of its own: where memory is short it prints a
+    traceback and forgets the batch, for which the trainer then waits for ever.
+
+    Raises:
+        UserError: there is not enough of it.
+    """
+    tensors = [*(value for value in vars(batch).values() if torch.is_tensor(value)), *batch.labels.values()]
+    try:
+        for tensor in tensors:
+            if tensor.numel():
+                tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise UserError(
+            f"no shared memory for a batch of {len(batch.keys)} images ({error}): make /dev/shm larger (docker run "
+            "--shm-size), or lower train.micro_batch or data.workers; 0 workers need none"
+        ) from None
 
 
 def _count_pairs(slots: Sequence[Slot], tasks: int) -> NDArray[np.int64]:

@@ -1,12 +1,15 @@
 """Scripts run as processes of their own group, and what is left of them."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+_WITH_MOUNTS = ("unshare", "--map-root-user", "--mount")
 
 
 def start_script(path: Path, text: str, *arguments: str) -> "subprocess.Popen[str]":
@@ -20,6 +23,26 @@ def start_script(path: Path, text: str, *arguments: str) -> "subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+    )
+
+
+def can_mount() -> bool:
+    """Whether `run_with_mounts` works here: root, or user namespaces."""
+    command = [*_WITH_MOUNTS, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and not subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def run_with_mounts(path: Path, text: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Write a script and run it to its end where it may mount file systems that nobody else sees."""
+    path.write_text(text)
+    return subprocess.run(
+        [*_WITH_MOUNTS, sys.executable, str(path), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 

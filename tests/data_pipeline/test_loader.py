@@ -23,6 +23,7 @@ from data_pipeline.loader import EvaluationLoader, TrainLoader, deal_slots
 from data_pipeline.plan import Slot
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.shards import ShardIndex, ShardWriter, build_index, write_index
+from tests.data_pipeline.children import can_mount, run_with_mounts
 
 SIDE = 4
 SAMPLES = 23
@@ -292,6 +293,41 @@ def test_close_ends_the_workers(folder: Path) -> None:
     loader.close()
     assert next(batches, None) is None
     assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_one_clear_line(folder: Path) -> None:
+    batches = iter(train_loader(ShardIndex.load(folder), workers=1, steps=20))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(UserError, match="killed from outside, most likely for memory"):
+        list(batches)
+
+
+SHORT_OF_MEMORY = """
+import subprocess, sys
+from configs.tasks import resolve_tasks
+from data_pipeline.loader import EvaluationLoader
+from data_pipeline.shards import ShardIndex
+
+if __name__ == "__main__":
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/dev/shm"], check=True)
+    tasks = resolve_tasks(["class_scene"])
+    loader = EvaluationLoader(
+        ShardIndex.load(sys.argv[1]), tasks, batch_size=8, rank=0, world=1, limit=None, workers=int(sys.argv[2])
+    )
+    print(sum(len(batch.keys) for batch in loader))
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_little_shared_memory_is_an_error_and_no_wait_for_ever(folder: Path, tmp_path: Path, workers: int) -> None:
+    done = run_with_mounts(tmp_path / "script.py", SHORT_OF_MEMORY, str(folder), str(workers))
+    if workers:
+        assert "UserError: no shared memory for a batch of 8 images" in done.stderr
+    else:
+        assert done.stdout == f"{SAMPLES}\n"
 
 
 def test_a_new_iteration_ends_the_one_before(folder: Path) -> None:
