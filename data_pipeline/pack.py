@@ -22,12 +22,21 @@ from data_pipeline.codecs import encode_label
 from data_pipeline.processes import run_in_processes
 from data_pipeline.sample import Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, write_index
-from data_pipeline.source import PROBLEMS_FILE, PartialSample, Problem, Source, format_problems, read_problems
+from data_pipeline.source import (
+    JOB_FILE,
+    PROBLEMS_FILE,
+    PartialSample,
+    Problem,
+    Source,
+    format_problems,
+    read_problems,
+)
 
 __all__ = ["PackReport", "Source", "pack"]
 
-JOB_FILE = "pack.json"
 _NOTE_SUFFIX = ".entry.json"
+# Names of what `ShardWriter` and `configs.atomic` write before it is complete.
+_HALF_WRITTEN = (".shard-*", *(f".{Path(name).stem}.*" for name in (JOB_FILE, PROBLEMS_FILE, INDEX_FILE)))
 
 
 @dataclass(frozen=True)
@@ -221,16 +230,19 @@ def _claim_folder(job: _Job) -> None:
     What a killed process left half written goes.
     """
     path = job.out / JOB_FILE
-    wanted = {"source": job.source.name, "samples": len(job.source), "samples_per_shard": job.samples_per_shard}
+    wanted = json.dumps(
+        {"source": job.source.name, "samples": len(job.source), "samples_per_shard": job.samples_per_shard}
+    )
     if path.is_file():
-        if (found := json.loads(path.read_bytes())) != wanted:
+        if (found := path.read_text(encoding="utf-8", errors="replace")) != wanted:
             raise UserError(f"{job.out} holds a packing of {found}, not of {wanted}: give another folder or delete it")
     elif any(job.out.glob("*.tar")) or (job.out / INDEX_FILE).exists():
         raise UserError(f"{job.out} holds shards that were not packed here: give an empty folder")
     else:
-        write_text_atomically(path, json.dumps(wanted))
-    for partial in job.out.glob(".*.partial"):
-        partial.unlink(missing_ok=True)
+        write_text_atomically(path, wanted)
+    for pattern in _HALF_WRITTEN:
+        for partial in job.out.glob(pattern):
+            partial.unlink(missing_ok=True)
 
 
 def _write_missing_shards(job: _Job, workers: int, on_progress: Callable[[int], None] | None) -> None:

@@ -20,6 +20,7 @@ from data_pipeline.codecs import encode_image, encode_label, encode_mask
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index
 from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.source import JOB_FILE
 from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, ShardEntry, scan_shard
 
 __all__ = ["INDEX_FILE", "ShardEntry", "ShardIndex", "ShardWriter", "build_index", "write_index"]
@@ -65,8 +66,10 @@ class ShardWriter:
                 sync_folder(self.path.parent)
                 self._entry = entry.model_copy(update={"file": self.path.name})
         finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+            try:
+                self._file.close()  # Writes what is buffered, so a full disk fails it again.
+            finally:
+                self._partial.unlink(missing_ok=True)
 
     @property
     def entry(self) -> ShardEntry:
@@ -147,6 +150,12 @@ def build_index(folder: Path) -> None:
     """Index every `*.tar` of a folder that was written elsewhere, and write its index.json.
 
     Raises:
-        UserError: no shard, or a shard that `scan_shard` or `write_index` refuses.
+        UserError: no shard, one that cannot be read or that `scan_shard` or `write_index` refuses, or a folder of
+            `data_pipeline.pack`: an index would declare an unfinished packing complete.
     """
-    write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))))
+    if (folder / JOB_FILE).is_file():
+        raise UserError(f"{folder} was filled by a packing, which writes {INDEX_FILE} itself: run the packing again")
+    try:
+        write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))))
+    except OSError as error:
+        raise UserError(f"shard {error.filename} cannot be read: {error.strerror}") from None

@@ -9,6 +9,7 @@ from typing import Protocol
 from configs.errors import UserError
 from data_pipeline.sample import Sample
 
+JOB_FILE = "pack.json"
 PROBLEMS_FILE = "problems.jsonl"
 
 
@@ -70,8 +71,15 @@ def format_problems(problems: Sequence[Problem]) -> str:
 
 
 def read_problems(folder: Path) -> tuple[Problem, ...]:
-    """Return what the packing of `folder` left out; empty for shards from elsewhere."""
+    """Return what the packing of `folder` left out; empty for shards from elsewhere.
+
+    Raises:
+        UserError: the file was damaged.
+    """
     path = folder / PROBLEMS_FILE
     if not path.is_file():
         return ()
-    return tuple(Problem(**json.loads(line)) for line in path.read_text().splitlines())
+    try:
+        return tuple(Problem(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged: restore it, or delete {folder} and pack the data again") from None

@@ -11,8 +11,9 @@ from configs.errors import UserError
 from configs.tasks import TASKS
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
+from data_pipeline.shards import build_index
 from data_pipeline.source import Problem, read_problems
-from tests.data_pipeline.children import await_no_process, start_script
+from tests.data_pipeline.children import await_no_process, can_mount, run_with_mounts, start_script
 from tests.data_pipeline.sources import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
 
 
@@ -116,6 +117,9 @@ def test_another_packing_or_foreign_shards_are_not_mixed(tmp_path: Path) -> None
     pack(RandomSource(5), tmp_path / "a")
     with pytest.raises(UserError, match=r"random-5.*random-6"):
         pack(RandomSource(6), tmp_path / "a")
+    (tmp_path / "a" / "pack.json").write_text("?")
+    with pytest.raises(UserError, match=r"holds a packing of \?, not of .*random-5"):
+        pack(RandomSource(5), tmp_path / "a")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "photos.tar").touch()
     with pytest.raises(UserError, match="not packed here"):
@@ -165,6 +169,11 @@ def test_a_killed_packing_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not (out / "index.json").exists()
     with pytest.raises(UserError, match="did not finish"):
         ShardIndex.load(out)
+    with pytest.raises(UserError, match="run the packing again"):
+        build_index(out)
+    # A kill may as well have come in the middle of any other write.
+    for half_written in (".shard-000002.tar.9.partial", ".shard-000002.tar.entry.9.json", ".index.9.json"):
+        (out / half_written).touch()
     kept = {
         path: path.stat().st_mtime_ns
         for path in out.glob("*.tar")
@@ -181,3 +190,43 @@ def test_a_killed_packing_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_problems_of_shards_from_elsewhere_are_none(tmp_path: Path) -> None:
     assert read_problems(tmp_path) == ()
+
+
+@pytest.mark.parametrize("text", ['{"key": "a"', '{"key": "a"}', "7"])
+def test_a_damaged_list_of_problems_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "problems.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"problems.jsonl is damaged"):
+        read_problems(tmp_path)
+
+
+_ON_A_FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from configs.errors import UserError
+from data_pipeline.pack import pack
+from tests.data_pipeline.sources import RandomSource
+if __name__ == "__main__":
+    out, whole, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", out], check=True)
+    try:
+        pack(RandomSource(40), out, samples_per_shard=4, workers=workers)
+    except UserError as error:
+        print(error)
+    assert list(out.glob("*.tar")), "what was finished stays"
+    subprocess.run(["mount", "-o", "remount,size=10m", out], check=True)
+    pack(RandomSource(40), out, samples_per_shard=4, workers=workers)
+    pack(RandomSource(40), whole, samples_per_shard=4)
+    for path in whole.iterdir():
+        assert path.read_bytes() == (out / path.name).read_bytes()
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_packing_goes_on_where_a_disk_was_full(tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    done = run_with_mounts(tmp_path / "script.py", _ON_A_FULL_DISK, str(out), str(tmp_path / "whole"), str(workers))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"no space left for {out}")
+    assert done.stdout.count("\n") == 1
