@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from configs.errors import UserError
-from configs.tasks import TaskSpec
+from configs.tasks import TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.index_file import INDEX_FILE, IndexHead, parse_index
 from data_pipeline.sample import AnyArray
+from data_pipeline.source import JOB_FILE
 from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, Members, ShardEntry, file_sha256
 
 # The plan keeps about `shuffle_window_shards` shards in use; more open files than this help nobody.
@@ -35,7 +36,7 @@ class ShardIndex:
     Attributes:
         folder: where the shards are.
         size: height and width of every stored image, in pixels.
-        tasks: labels that at least one sample has.
+        tasks: labels that at least one sample has, sorted.
         keys: the N samples' keys.
         shard_of: (N,) int32, each sample's shard.
         shard_count: number of shards.
@@ -47,7 +48,6 @@ class ShardIndex:
         """Use `ShardIndex.load`. Of each entry only compact arrays outlive its turn."""
         self.folder = folder
         self.size = head.side
-        self.tasks = head.tasks
         self.file_bytes = 0
         keys: list[str] = []
         counts: list[int] = []
@@ -66,6 +66,7 @@ class ShardIndex:
         self.fingerprint = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]
         self._shards = tuple(checksums)
         self._columns = _merge_columns(places, len(keys))
+        self.tasks = tuple(sorted(self._columns.keys() & TASKS.keys()))
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -73,7 +74,8 @@ class ShardIndex:
         """Read the index of `folder` and compare it with the files that are there.
 
         Raises:
-            UserError: no folder, no index, an index of another version, a missing shard, or a shard whose size differs.
+            UserError: no folder, no index, one that is damaged or of another version, a missing shard, or a shard whose
+                size differs.
         """
         folder = Path(folder)
         path = folder / INDEX_FILE
@@ -84,10 +86,13 @@ class ShardIndex:
             return cls(folder, head, (_present(path, shard) for shard in shards))
         except UserError:
             raise
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(
-                f"{path} is not an index that this version reads ({_describe(error)}): pack the data again"
+                f"{path} is not an index that this version reads ({_describe(error)}): restore it, or delete it and "
+                f"make it again by packing, or by `modsquad data index {folder}` for shards of another program"
             ) from None
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -185,10 +190,14 @@ class ShardIndex:
         """Compare every shard with its checksum.
 
         Raises:
-            UserError: names the first shard whose bytes changed.
+            UserError: names the first shard whose bytes changed or cannot be read.
         """
         for file, sha256 in self._shards:
-            if file_sha256(self.folder / file) != sha256:
+            try:
+                found = file_sha256(self.folder / file)
+            except OSError as error:
+                raise UserError(f"shard {self.folder / file} cannot be read: {error.strerror}") from None
+            if found != sha256:
                 raise UserError(f"shard {self.folder / file} does not match its checksum: restore it")
 
     def close(self) -> None:
@@ -217,14 +226,15 @@ def _present(index: Path, shard: ShardEntry) -> ShardEntry:
     file = index.parent / shard.file
     try:
         found = file.stat().st_size
-    except FileNotFoundError:
+    except OSError as error:
         raise UserError(
-            f"shard {file} is missing, though {index} lists it: restore it or pack the data again"
+            f"shard {file} is missing ({error.strerror}), though {index} lists it: restore it, or delete "
+            f"{index.parent} and pack the data again"
         ) from None
     if found != shard.file_bytes:
         raise UserError(
             f"shard {file} has {found} bytes, but {index} says {shard.file_bytes}: it is truncated or was replaced; "
-            "restore it or pack the data again"
+            f"restore it, or delete {index.parent} and pack the data again"
         )
     return shard
 
@@ -280,7 +290,7 @@ def _merge_columns(places: dict[str, list[_Places]], count: int) -> dict[str, _C
     return columns
 
 
-def _describe(error: ValueError) -> str:
+def _describe(error: Exception) -> str:
     """Say in one line what is wrong with an index."""
     if not isinstance(error, ValidationError):
         return str(error)
@@ -291,6 +301,8 @@ def _describe(error: ValueError) -> str:
 def _describe_unindexed(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}: make data with `modsquad data rooms {folder} --images 1000`"
+    if (folder / JOB_FILE).is_file():
+        return f"{folder} has no {INDEX_FILE} yet: the packing did not finish, run it again"
     if any(folder.glob("*.tar")):
-        return f"{folder} holds tar shards but no {INDEX_FILE}: the packing did not finish, run it again"
+        return f"{folder} holds tar shards but no {INDEX_FILE}: make it with `modsquad data index {folder}`"
     return f"{folder} holds no shards: make data with `modsquad data rooms {folder} --images 1000`"

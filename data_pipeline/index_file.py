@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from data_pipeline.tarscan import ShardEntry
 
@@ -26,13 +26,14 @@ class IndexHead(BaseModel):
     Attributes:
         version: of this format.
         side: height and width of every stored image, in pixels.
-        tasks: labels that at least one sample has, sorted.
+        tasks: labels that at least one sample has, sorted; for those who look into the file, as the shards' entries say
+            it again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    side: int
+    side: PositiveInt
     tasks: tuple[str, ...]
 
 

@@ -10,7 +10,7 @@ import os
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from configs.errors import UserError
 from data_pipeline.codecs import image_shape
@@ -54,9 +54,18 @@ class ShardEntry(BaseModel):
     file: str
     file_bytes: int
     sha256: str
-    side: int
+    side: PositiveInt
     keys: tuple[str, ...]
     members: dict[str, Members]
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "ShardEntry":
+        for name, members in self.members.items():
+            if not len(members.offset) == len(members.size) == len(self.keys):
+                raise ValueError(
+                    f"{len(members.offset)} offsets and {len(members.size)} sizes of {name} for {len(self.keys)} keys"
+                )
+        return self
 
     @property
     def fields(self) -> frozenset[str]:

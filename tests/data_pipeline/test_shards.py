@@ -16,6 +16,7 @@ from configs.tasks import TASKS
 from data_pipeline.codecs import encode_image, encode_label
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, build_index, write_index
+from tests.data_pipeline.children import can_mount, run_with_mounts
 
 SIDE = 8
 
@@ -109,6 +110,31 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+SHARDS_ON_FULL_DISKS = """
+import subprocess, sys
+from pathlib import Path
+from data_pipeline.shards import ShardWriter
+from tests.data_pipeline.sources import random_sample
+
+out = Path(sys.argv[1])
+for size in range(40, 76, 4):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", out], check=True)
+    try:
+        with ShardWriter(out / "a.tar") as writer:
+            for index in range(8):
+                writer.write(random_sample(index))
+    except OSError as error:
+        print(error.strerror, list(out.iterdir()))
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted here")
+def test_a_shard_that_did_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    done = run_with_mounts(tmp_path / "script.py", SHARDS_ON_FULL_DISKS, str(tmp_path / "disk"))
+    assert done.stdout.splitlines() == ["No space left on device []"] * 9, done.stderr
+
+
 def test_a_refused_sample_leaves_no_trace(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a.tar") as writer:
         with pytest.raises(UserError, match="16 x 8 pixels"):
@@ -170,6 +196,14 @@ def flip_byte(path: Path) -> None:
     path.write_bytes(data)
 
 
+def edit_column(folder: Path, change: Callable[[list[int], list[int]], object]) -> None:
+    """Change the places of the first shard's images."""
+    content = json.loads((folder / INDEX_FILE).read_text())
+    rgb = content["shards"][0]["members"]["rgb.png"]
+    change(rgb["offset"], rgb["size"])
+    (folder / INDEX_FILE).write_text(json.dumps(content))
+
+
 def edit_index(folder: Path, old: str, new: str) -> None:
     text = (folder / INDEX_FILE).read_text()
     assert old in text
@@ -181,9 +215,14 @@ def edit_index(folder: Path, old: str, new: str) -> None:
     [
         (lambda folder: (folder / "b.tar").unlink(), r"b.tar is missing"),
         (lambda folder: cut(folder / "b.tar"), r"b.tar has \d+ bytes, but .* truncated"),
-        (lambda folder: (folder / INDEX_FILE).unlink(), "tar shards but no index.json"),
+        (lambda folder: (folder / INDEX_FILE).unlink(), "tar shards but no index.json: .*`modsquad data index"),
         (lambda folder: (folder / INDEX_FILE).write_text('{"version": 9}'), "not an index .* version"),
         (lambda folder: (folder / INDEX_FILE).write_text("{"), "not an index"),
+        (lambda folder: (folder / INDEX_FILE).write_text(""), "not an index"),
+        (lambda folder: (folder / INDEX_FILE).write_bytes(b"\xff"), "not an index .*utf-8"),
+        (lambda folder: edit_column(folder, lambda offset, size: offset.pop()), r"2 offsets and 3 sizes of rgb.png"),
+        (lambda folder: edit_column(folder, lambda offset, size: (offset.append(0), size.append(1))), "for 3 keys"),
+        (lambda folder: edit_column(folder, lambda offset, size: size.append(size.pop() + 2**40)), "not an index"),
         (lambda folder: (folder / INDEX_FILE).write_text('{"version": 1, "side": 8, "tasks": []}'), "lists no shards"),
         (lambda folder: edit_index(folder, '"b.tar"', "7"), r"not an index .*file: .*valid string"),
         (lambda folder: edit_index(folder, "]}\n", ""), r"not an index .*shards breaks off"),
@@ -257,6 +296,12 @@ def foreign_members(count: int) -> list[tuple[str, bytes]]:
     return members
 
 
+def test_a_folder_with_the_name_of_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").mkdir()
+    with pytest.raises(UserError, match=r"x.tar cannot be read"):
+        build_index(tmp_path)
+
+
 def test_foreign_tars_are_indexed(tmp_path: Path) -> None:
     write_tar(tmp_path / "x.tar", foreign_members(3))
     build_index(tmp_path)
@@ -307,6 +352,11 @@ def test_index_json_may_be_written_in_any_style(folder: Path) -> None:
     after = ShardIndex.load(folder)
     assert (after.fingerprint, after.keys) == (before.fingerprint, before.keys)
     assert after.read(4, "class_scene") == before.read(4, "class_scene")
+
+
+def test_the_tasks_are_those_that_the_shards_hold(folder: Path) -> None:
+    edit_index(folder, '["class_scene",', '["edges",')
+    assert ShardIndex.load(folder).tasks == ("class_scene", "depth_zbuffer", "normal")
 
 
 def test_index_json_names_what_it_holds(folder: Path) -> None:
