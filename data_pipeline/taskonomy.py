@@ -64,7 +64,7 @@ class TaskonomySource:
         self._tasks = {spec.name: spec for spec in tasks}
         self._views = find_views(root, ("rgb", "mask_valid", *_TASKS))
         content = (size, list(self._tasks), [(view.key, sorted(view.files)) for view in self._views])
-        self.name = f"taskonomy-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
+        self.name = f"taskonomy-{size}px-{len(tasks)}tasks-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self._views)
@@ -93,7 +93,7 @@ class TaskonomySource:
         problems += [
             Problem(view.key, domain, f"given twice; used is {view.files[domain].where}", extra.where)
             for domain, extra in view.repeated
-            if domain in self._tasks or domain == "rgb"
+            if domain in (*self._tasks, "rgb", "mask_valid")
         ]
         if problems:
             raise PartialSample(problems, sample)

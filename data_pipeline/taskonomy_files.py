@@ -6,13 +6,14 @@ Only names are read, and the headers of tars; a full Taskonomy is 4.6 million vi
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from configs.errors import UserError
 
-_NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_\w+\.(?:png|jpg|jpeg|npy)")
+# Of any format: one that cannot be read becomes a listed problem, not a label that was never there.
+_NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_\w+\.\w+")
 _ALIASES = {"class_places": "class_scene", "class_1000": "class_object"}
 _END_MARK = bytes(1024)
 
@@ -91,7 +92,8 @@ def find_views(root: Path, domains: Sequence[str]) -> list[View]:
     """Return the views under `root` that have a file of one of `domains`, by building, point and view.
 
     Raises:
-        UserError: no such folder, no file of a known domain, no image at all, or a damaged tar.
+        UserError: no such folder, one that cannot be read, no file of a known domain, no image at all, a damaged tar,
+            or two buildings whose names become the same key.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the one that holds rgb, depth_zbuffer and the like")
@@ -114,12 +116,22 @@ def find_views(root: Path, domains: Sequence[str]) -> list[View]:
             f"{root} holds {'no rgb' if found else 'no known domain'}: looked for files point_P_view_V_domain_D in "
             f"folders or tars named {', '.join(domains)}; it holds {here}"
         )
+    _check_keys(views.values())
     return [views[identity] for identity in sorted(views)]
+
+
+def _check_keys(views: Iterable[View]) -> None:
+    owner: dict[str, str] = {}
+    for view in views:
+        if (other := owner.setdefault(view.key, view.building)) != view.building:
+            raise UserError(
+                f"buildings '{other}' and '{view.building}' would share the sample key {view.key}: rename one of them"
+            )
 
 
 def _raw_files(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, str, RawFile]]:
     """Yield (building, domain, file name, file) in the order of paths; a tar counts as a folder."""
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
         subfolders.sort()
         folders = Path(folder).relative_to(root).parts
         place = _split_folders(folders, domains)
@@ -133,6 +145,10 @@ def _raw_files(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, s
                         yield *of_tar, PurePosixPath(member).name, RawFile(path, member, offset, size)
             elif place is not None:
                 yield *place, name, RawFile(path)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"folder {error.filename} cannot be read ({error.strerror}): mend it, or move it away")
 
 
 def _tar_members(path: str) -> list[tuple[str, int, int]]:

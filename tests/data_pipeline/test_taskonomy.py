@@ -1,5 +1,6 @@
 """Official layouts to samples: files joined by view, codes intact, what is damaged listed and never used."""
 
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,6 +149,17 @@ def damage_not_finite(root: Path) -> None:
     write(root / "class_scene/allensville/point_1_view_0_domain_class_places.npy", np.full(365, np.nan, np.float32))
 
 
+def damage_format(root: Path) -> None:
+    path = root / "depth_zbuffer/allensville/point_1_view_0_domain_depth_zbuffer.png"
+    Image.open(path).save(path.with_suffix(".TIF"))
+    path.unlink()
+
+
+def damage_mask_twice(root: Path) -> None:
+    for place in ("mask_valid/allensville", "allensville_mask_valid/mask_valid"):
+        write(root / place / "point_1_view_0_domain_depth_zbuffer.png", np.full((12, 12), 255, np.uint8))
+
+
 def damage_twice(root: Path) -> None:
     write(root / "allensville_depth_zbuffer/depth_zbuffer/point_1_view_0_domain_depth_zbuffer.png", depth())
 
@@ -162,7 +174,9 @@ def damage_twice(root: Path) -> None:
         (damage_vector, "class_scene", "365 floats", {"depth_zbuffer"}),
         (damage_probabilities, "class_scene", "no probabilities", {"depth_zbuffer"}),
         (damage_not_finite, "class_scene", "not finite", {"depth_zbuffer"}),
+        (damage_format, "depth_zbuffer", "format 'tif'", {"class_scene"}),
         (damage_twice, "depth_zbuffer", "given twice", {"class_scene", "depth_zbuffer"}),
+        (damage_mask_twice, "mask_valid", "given twice", {"class_scene", "depth_zbuffer"}),
     ],
 )
 def test_what_is_damaged_is_named_and_the_rest_kept(
@@ -231,10 +245,32 @@ def test_a_folder_of_something_else_says_what_was_looked_for(tmp_path: Path) -> 
         TaskonomySource(tmp_path, 12, resolve_tasks(["semseg"]))
 
 
+def test_a_folder_that_cannot_be_read_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_view(tmp_path, "buildings", 1, 0)
+    scandir = os.scandir
+
+    def forbidden(path: str) -> Any:
+        if path == str(tmp_path / "depth_zbuffer"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # Root may read everything, so no mode would do.
+    with pytest.raises(UserError, match=r"folder .*depth_zbuffer cannot be read \(Permission denied\)"):
+        TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE)
+
+
+def test_buildings_whose_keys_would_collide_are_refused_before_any_work(tmp_path: Path) -> None:
+    for building in ("a.b", "a-b"):
+        write(tmp_path / f"rgb/{building}/point_0_view_0_domain_rgb.png", rgb())
+    with pytest.raises(UserError, match=r"'a-b' and 'a.b' would share the sample key a-b/point_0_view_0"):
+        TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE)
+
+
 def test_the_name_follows_the_content(tmp_path: Path) -> None:
     write_view(tmp_path, "buildings", 1, 0)
     before = TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE).name
     assert TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE).name == before
+    assert before.startswith("taskonomy-12px-2tasks-")
     assert TaskonomySource(tmp_path, 13, DEPTH_AND_SCENE).name != before
     write_view(tmp_path, "buildings", 1, 1)
     assert TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE).name != before
