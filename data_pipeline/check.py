@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Column, Table
+from rich.text import Text
 
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.index import ShardIndex
@@ -70,7 +71,7 @@ class CheckReport:
                 f"{self.samples} samples of {self.size} x {self.size} pixels in {self.shards} shards, "
                 f"{self.file_bytes / 2**20:.1f} MiB\nchecksums good, fingerprint {self.fingerprint}"
             ),
-            caption=_summary(self.problems),
+            caption=Text(_summary(self.problems)),  # Not markup: paths may hold brackets.
             caption_justify="left",
         )
         for row in self.tasks:
@@ -103,18 +104,20 @@ def check_shards(folder: Path) -> CheckReport:
 def _report_task(index: ShardIndex, spec: TaskSpec) -> TaskReport:
     labelled = np.flatnonzero(index.available([spec.name])[:, 0])
     chosen = labelled[np.unique(np.linspace(0, len(labelled) - 1, _DECODED_SAMPLES).round().astype(int))]
-    known, values = [], []
+    known, pools = [], []
     for sample in chosen.tolist():
         target = load_target(index, sample, spec)
         mask = target.mask
         field = target.values if spec.dense else target.values.argmax(1, keepdim=True)
         field = field.reshape(len(mask), -1, *mask.shape[2:])
+        values = field[mask.expand_as(field)].double().numpy()
         known.append(mask.float().mean().item())
-        values.append(field[mask.expand_as(field)].double().numpy())
-    pool = np.concatenate(values)
-    low, mean, high = (pool.min(), pool.mean(), pool.max()) if pool.size else (np.nan, np.nan, np.nan)
+        if values.size:
+            pools.append((values.min(), values.sum(), values.size, values.max()))
+    low, total, size, high = np.array(pools).T if pools else np.full((4, 1), np.nan)
+    mean = total.sum() / size.sum()
     return TaskReport(
-        spec.name, len(labelled), len(chosen), float(np.mean(known)), float(low), float(mean), float(high)
+        spec.name, len(labelled), len(chosen), float(np.mean(known)), float(low.min()), float(mean), float(high.max())
     )
 
 

@@ -54,7 +54,7 @@ def taskonomy(
     from configs.tasks import resolve_tasks
     from data_pipeline.taskonomy import TaskonomySource
 
-    source = TaskonomySource(raw, size=size, tasks=resolve_tasks(tasks.split(",")))
+    source = TaskonomySource(raw, size=size, tasks=resolve_tasks(_split(tasks)))
     pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, strict=strict)
 
 
@@ -65,7 +65,7 @@ def index(shards: Shards) -> None:
     from data_pipeline.shards import build_index
 
     build_index(shards)
-    Console().print(f"{shards}: {len(ShardIndex.load(shards))} samples indexed")
+    _say(Console(), f"{shards}: {len(ShardIndex.load(shards))} samples indexed")
 
 
 @app.command()
@@ -80,7 +80,7 @@ def check(shards: Shards) -> None:
 def show(
     shards: Shards,
     png: Annotated[Path, typer.Argument(help="Picture to write.", show_default=False)],
-    count: Annotated[int, typer.Option(min=1, help="Samples, spread over the shards.")] = 8,
+    count: Annotated[int, typer.Option(min=1, help="Samples, from the first one on.")] = 8,
     tasks: Annotated[str | None, typer.Option(help="Tasks or groups, separated by commas; default: all there.")] = None,
 ) -> None:
     """Draw a contact sheet: images beside their labels."""
@@ -89,10 +89,9 @@ def show(
     from data_pipeline.show import contact_sheet
 
     index = ShardIndex.load(shards)
-    contact_sheet(
-        index, resolve_tasks(tasks.split(",") if tasks else [name for name in TASKS if name in index.tasks]), count, png
-    )
-    Console().print(f"wrote {png}")
+    names = _split(tasks) if tasks else [name for name in TASKS if name in index.tasks]
+    contact_sheet(index, resolve_tasks(names), count, png)
+    _say(Console(), f"wrote {png}")
 
 
 def pack_with_progress(
@@ -104,11 +103,12 @@ def pack_with_progress(
         UserError: see `data_pipeline.pack.pack`.
     """
     from data_pipeline.pack import pack
+    from data_pipeline.source import PROBLEMS_FILE
 
     console = Console()
-    columns = (TextColumn(str(out)), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(source))
+        bar = progress.add_task(str(out), total=len(source))
         report = pack(
             source,
             out,
@@ -118,10 +118,21 @@ def pack_with_progress(
             on_progress=lambda done: progress.update(bar, completed=done),
         )
         progress.update(bar, completed=len(source))
-    console.print(f"{out}: {report.samples} samples in {report.shards} shards", highlight=False)
+    _say(console, f"{out}: {report.samples} samples in {report.shards} shards")
     if report.problems:
-        console.print(
-            f"[yellow]left out: {len(report.problems)} labels or samples, listed in {out / 'problems.jsonl'}; "
-            f"the first: {report.problems[0]}"
+        _say(
+            console,
+            f"left out: {len(report.problems)} labels or samples, listed in {out / PROBLEMS_FILE} (mend them and pack "
+            f"into a new folder); the first: {report.problems[0]}",
+            style="yellow",
         )
     return report
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",")]
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    """Print a line as it is: paths may hold brackets, which are no markup, and stay whole."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from configs.errors import UserError
 from data_pipeline.check import CheckReport, check_shards
 from data_pipeline.pack import pack
+from data_pipeline.source import Problem, format_problems
 from tests.data_pipeline.sources import FaultySource, RandomSource, UnknownSource, random_sample
 
 
@@ -65,6 +66,12 @@ def test_changed_bytes_are_found(tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(UserError, match=r"shard-000000\.tar.*checksum"):
         check_shards(tmp_path)
+
+
+def test_problems_are_printed_as_they_are(tmp_path: Path) -> None:
+    pack(RandomSource(1), tmp_path)
+    (tmp_path / "problems.jsonl").write_text(format_problems([Problem("k", "normal", "empty", "[raw]/[/b].png")]))
+    assert "sample k, normal, [raw]/[/b].png: empty" in printed(check_shards(tmp_path))
 
 
 def test_a_folder_without_shards(tmp_path: Path) -> None:
