@@ -2,7 +2,8 @@
 
 Sources: the task definitions of "Taskonomy" (CVPR 2018, supplement) and the constants of its published configurations.
 Labels that Taskonomy computes from the image (edge_texture, keypoints2d, segment_unsup2d) are computed from ours;
-those that it computes from a scan are exact here. Filter sizes that it gives for 512 pixels are scaled to the image.
+those that it computes from a scan are exact here. Filter sizes and gradients are in pixels of the official 512 x 512
+files whatever the image's size, so that values mean the same at all sizes.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,20 +21,24 @@ from data_pipeline.sample import AnyArray
 _UNITS_PER_METRE = np.float32(512)
 _UNKNOWN_DEPTH = 65535
 _SIZE = 512  # side of the official images
+_LAMP_METRES = np.float32(2.05)  # at which a surface that faces the camera is white
 
 
 def class_object(view: View) -> AnyArray:
     """(1000,) float32 logits: the log of each ImageNet class's share of the picture.
 
     Things count with the square root of their area, so that a wardrobe does not drown the chair before it; pieces of
-    the building count a tenth. Classes that are not in the picture share a probability below 1 %.
+    the building count a tenth. All classes share 1 % of the probability evenly, or all of it if none is in the picture.
     """
-    share = np.full(1000, 5e-6)
+    share = np.zeros(1000)
     area = np.bincount(view.cls.ravel(), minlength=len(OBJECT_CLASSES)) / view.cls.size
     for cls, part in zip(OBJECT_CLASSES, area, strict=True):
-        if cls.imagenet is not None and part > 0:
+        if cls.imagenet is not None:
             share[cls.imagenet] += np.sqrt(part) * (0.1 if cls.structure else 1.0)
-    logits: Floats = np.log(share / share.sum()).astype(np.float32)
+    if not share.any():
+        share[:] = 1
+    probability = 0.99 * share / share.sum() + 0.01 / len(share)
+    logits: Floats = np.log(probability).astype(np.float32)
     return logits
 
 
@@ -68,14 +73,17 @@ def edge_occlusion(view: View) -> AnyArray:
 
 
 def edge_texture(view: View) -> AnyArray:
-    """(n, n) uint16: gradient magnitude of the blurred luma, as a Canny detector before thinning (sigma 3 of 512)."""
-    return _gray16(0.4 * _gradient(gaussian_filter(view.gray, max(0.6, 3 * view.size / _SIZE))))
+    """(n, n) uint16: gradient magnitude of the luma blurred by 3 pixels, as a Canny detector finds before thinning."""
+    return _gray16(_gradient(gaussian_filter(view.gray, max(0.6, 3 * view.size / _SIZE))))
 
 
 def keypoints2d(view: View) -> AnyArray:
-    """(n, n) uint16: the largest determinant of the box-filter Hessian over scales (SURF, Bay et al. 2006)."""
-    scales = np.unique(np.maximum(3, np.rint(np.linspace(1, 30, 6) * view.size / _SIZE * 3)).astype(int) // 2 * 2 + 1)
-    return _gray16(_box_hessian(view.gray, [int(scale) for scale in scales]))
+    """(n, n) uint16: the largest determinant of the box-filter Hessian over scales (SURF, Bay et al. 2006).
+
+    The scales are those of the official files, standard deviations of 1 to 30 pixels of 512, as lobes of odd widths.
+    """
+    lobes = np.rint(np.linspace(1, 30, 6) * view.size / _SIZE).astype(int) // 2 * 2 + 1
+    return _gray16(_box_hessian(view.gray, np.unique(lobes).tolist()))
 
 
 def keypoints3d(view: View) -> AnyArray:
@@ -99,15 +107,23 @@ def encode_normal(vectors: Floats) -> NDArray[np.uint8]:
 
 
 def principal_curvature(view: View) -> AnyArray:
-    """(n, n, 3) uint8: round((clip(0.03 k, -1, 1) + 1) / 2 * 254) for k1 >= k2 in 1/m; the third channel is 0."""
-    scaled = np.rint((np.clip(view.curvature * 0.03, -1, 1) + 1) * 127).astype(np.uint8)
-    return np.stack([scaled[0], scaled[1], np.zeros_like(scaled[0])], -1)
+    """(n, n, 3) uint8: round((clip(0.03 k, -1, 1) + 1) / 2 * 254), k in 1/m, positive where convex; third channel 0.
+
+    The curvature of larger magnitude comes first, as in the official files.
+    """
+    k1, k2 = view.curvature
+    swap = np.abs(k2) > np.abs(k1)
+    ordered = np.stack([np.where(swap, k2, k1), np.where(swap, k1, k2), np.full_like(k1, -1 / 0.03)], -1)
+    return np.rint((np.clip(ordered * 0.03, -1, 1) + 1) * 127).astype(np.uint8)
 
 
 def reshading(view: View) -> AnyArray:
-    """(n, n, 3) uint8, equal channels: the room lit by one lamp at the camera, gamma 2.2."""
-    light = view.facing * 64 / (64 + view.distance**2)
-    byte = np.rint(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+    """(n, n, 3) uint8, equal channels: 255 min(1, 2.05 m * cosine / distance), gray matter lit by a lamp at the camera.
+
+    The law of the official files, fitted to one of them, whose bytes it predicts to 6 in the mean.
+    """
+    light = np.minimum(_LAMP_METRES * view.facing / view.distance, 1)
+    byte = np.rint(light * 255).astype(np.uint8)
     return np.repeat(byte[..., None], 3, -1)
 
 
@@ -131,17 +147,17 @@ def _gray16(values: Floats) -> NDArray[np.uint16]:
 
 
 def _gradient(image: Floats) -> Floats:
-    """Gradient magnitude per pixel by Sobel filters."""
+    """Gradient magnitude by Sobel filters; the factor 1 / sqrt(32) is that of the official files."""
     across, down = sobel(image, 1), sobel(image, 0)
-    magnitude: Floats = np.sqrt((across * across + down * down) / 32)
+    magnitude: Floats = np.sqrt((across * across + down * down) / 32) * np.float32(len(image) / _SIZE)
     return magnitude
 
 
-def _box_hessian(image: Floats, sizes: list[int]) -> Floats:
-    """Largest determinant of the Hessian, its second derivatives approximated by boxes of odd side lengths."""
+def _box_hessian(image: Floats, lobes: list[int]) -> Floats:
+    """Largest determinant of the Hessian, its second derivatives approximated by boxes ("lobes") of odd widths."""
     n = len(image)
-    reach = max(sizes) + 2
-    padded = np.pad(image, reach, mode="reflect") if reach < n else np.pad(image, reach, mode="symmetric")
+    reach = 2 * max(lobes)
+    padded = np.pad(image, reach, mode="reflect")
     table = np.zeros((n + 2 * reach + 1, n + 2 * reach + 1))
     table[1:, 1:] = padded.cumsum(0, dtype=np.float64).cumsum(1)
 
@@ -154,8 +170,7 @@ def _box_hessian(image: Floats, sizes: list[int]) -> Floats:
         return total
 
     best = np.zeros((n, n))
-    for size in sizes:
-        lobe = max(1, size // 3)
+    for lobe in lobes:
         half, side, width = lobe // 2, 2 * lobe - 1, 3 * lobe
         start = -(width // 2)
         xx = box(1 - lobe, start, side, width) - 3 * box(1 - lobe, -half, side, lobe)

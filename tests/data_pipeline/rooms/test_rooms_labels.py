@@ -1,9 +1,12 @@
-"""The labels of a room tell one and the same geometry."""
+"""The labels of a room tell one and the same geometry, by the laws of the official files."""
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from data_pipeline.rooms import labels_taskonomy
 from data_pipeline.sample import Sample
+from tests.data_pipeline.rooms.views import a_view
 
 Array = NDArray[np.float64]
 
@@ -86,7 +89,8 @@ def test_normals_agree_with_depth_on_flat_parts(rooms: list[Sample]) -> None:
 def test_flat_pixels_have_no_curvature_and_round_ones_have(rooms: list[Sample]) -> None:
     curvature = np.concatenate([sample.labels["principal_curvature"].reshape(-1, 3) for sample in rooms])
     assert (curvature[:, 2] == 0).all()
-    assert (curvature[:, 0] >= curvature[:, 1]).all()
+    magnitude = np.abs(curvature.astype(int) - 127)
+    assert (magnitude[:, 0] >= magnitude[:, 1]).all()
     flat = (curvature[:, :2] == 127).all(1)
     assert 0.5 < flat.mean() < 0.99
 
@@ -98,15 +102,24 @@ def test_reshading_is_gray_and_darkens_with_distance(rooms: list[Sample]) -> Non
         vectors, ray = decoded(sample.labels["normal"]), rays(sample)
         facing = -(vectors * ray).sum(-1) / np.linalg.norm(ray, axis=-1)
         metres = sample.labels["depth_euclidean"] / 512
-        expected = np.clip(facing * 64 / (64 + metres**2), 0, 1) ** (1 / 2.2) * 255
+        expected = np.minimum(2.05 * facing / metres, 1) * 255
         sure = (sample.labels["depth_euclidean"] < 65535) & (facing > 0.2)
         assert np.abs(light[..., 0] - expected)[sure].max() < 6
 
 
-def test_boundaries_of_objects_lie_on_occlusions_or_creases(rooms: list[Sample]) -> None:
+def test_where_depth_jumps_there_is_a_boundary_and_an_occlusion_edge(rooms: list[Sample]) -> None:
+    found = []
     for sample in rooms:
-        edges = sample.labels["edges"] > 0
-        assert 0.01 < edges.mean() < 0.5
+        depth = sample.labels["depth_zbuffer"].astype(float) / 512
+        known = depth < 100
+        here, right = depth[:, :-1], depth[:, 1:]
+        jump = (np.abs(here - right) > 0.6) & known[:, :-1] & known[:, 1:]
+        edges, occlusion = sample.labels["edges"][:, :-1], sample.labels["edge_occlusion"][:, :-1]
+        found.append(np.stack([edges[jump] > 0, occlusion[jump] > np.median(occlusion)], 1))
+        assert 0.01 < (edges > 0).mean() < 0.5
+    share = np.concatenate(found).mean(0)
+    assert len(np.concatenate(found)) > 500
+    assert (share > 0.9).all(), share
 
 
 def test_salient_things_are_few_and_not_everything(rooms: list[Sample]) -> None:
@@ -126,3 +139,38 @@ def test_green_tells_floors_from_ceilings_as_in_the_official_files(rooms: list[S
     lower = [sample.labels["normal"][-8:, :, 1].mean() for sample in rooms]
     upper = [sample.labels["normal"][:8, :, 1].mean() for sample in rooms]
     assert np.mean(lower) < 110 < np.mean(upper)
+
+
+@pytest.mark.parametrize("size", [64, 128, 512])
+def test_gradients_mean_the_same_at_every_size(size: int) -> None:
+    ramp = np.broadcast_to((np.arange(size) + 0.5) / size, (size, size))
+    rgb = np.repeat(np.rint(ramp * 255)[..., None], 3, -1).astype(np.uint8)
+    view = a_view(size, rgb=rgb, depth=(2 + ramp).astype(np.float32))
+    inner = slice(size // 4, -size // 4)
+    # Sobel's filter gives 8 times the slope per pixel of 512; the files hold it over sqrt(32).
+    brightness = labels_taskonomy.edge_texture(view)[inner, inner]
+    assert brightness.mean() == pytest.approx(65535 * 8 / 512 / np.sqrt(32), rel=0.02)
+    slope = 512 / 2 / np.sqrt(512 * 2.5) / 256 / 512
+    occlusion = labels_taskonomy.edge_occlusion(view)[size // 2, size // 2]
+    assert occlusion == pytest.approx(65535 * 8 * slope / np.sqrt(32), rel=0.05)
+
+
+def test_keypoints_are_centred_on_blobs() -> None:
+    rgb = np.zeros((128, 128, 3), np.uint8)
+    rgb[59:68, 43:52] = 255
+    response = labels_taskonomy.keypoints2d(a_view(128, rgb=rgb)).astype(float)
+    mirrored = response[:127, :95]  # the blob's centre is pixel (63, 47)
+    np.testing.assert_array_equal(mirrored, mirrored[::-1, ::-1])
+    assert response[63, 47] > 0.5 * response.max() > 300
+
+
+def test_the_stronger_curvature_comes_first_and_convex_is_bright() -> None:
+    curvature = np.zeros((2, 32, 32), np.float32)
+    curvature[:, 0, 0], curvature[:, 0, 1], curvature[:, 0, 2] = (4, 1), (2, -8), (90, 0)
+    codes = labels_taskonomy.principal_curvature(a_view(32, curvature=curvature))
+    np.testing.assert_array_equal(codes[0, :4], [[142, 131, 0], [97, 135, 0], [254, 127, 0], [127, 127, 0]])
+
+
+def test_a_bare_wall_has_every_object_class_alike() -> None:
+    logits = labels_taskonomy.class_object(a_view(32))
+    np.testing.assert_allclose(np.exp(logits), 1e-3, rtol=1e-5)
