@@ -7,6 +7,7 @@ from data_pipeline.rooms import furniture
 from data_pipeline.rooms.kit import Kit, Maker
 from data_pipeline.rooms.layout import FloorPlan
 from data_pipeline.rooms.scene import Frame, Point
+from data_pipeline.rooms.smalls import Item
 
 
 class Furnisher:
@@ -47,13 +48,13 @@ class Furnisher:
         """Build a piece at a given place if it is free."""
         self._build(make, self.plan.place(frame, half_x, half_y, height), height, False)
 
-    def on_floor(self, make: Maker, half: float, height: float, scale: float = 1.0, *, sight: bool = False) -> None:
-        """Stand a small thing on the floor, anywhere and at a scale; `half` and `height` hold at scale 1."""
+    def on_floor(self, item: Item, scale: float = 1.0, *, sight: bool = False) -> None:
+        """Stand a small thing on the floor, anywhere and at a scale."""
 
         def scaled(kit: Kit, frame: Frame) -> None:
-            make(kit, frame.at(0, 0, scale=scale))
+            item.make(kit, frame.at(0, 0, scale=scale))
 
-        self.in_the_open(scaled, half * scale, half * scale, height * scale, sight=sight)
+        self.in_the_open(scaled, item.half_x * scale, item.half_y * scale, item.height * scale, sight=sight)
 
     def cabinet(self, cls: str, half_x: float, half_y: float, height: float, *, sight: bool = False) -> None:
         """A closed cabinet against a wall."""
@@ -67,12 +68,12 @@ class Furnisher:
         self.along_wall(make, half_x, 0.16, height, sight=sight)
 
     def sofa(self, cls: str, half_x: float) -> None:
-        """A sofa or armchair against a wall, with floor kept free for feet."""
+        """A sofa or armchair against a wall; someone may sit on it if there is floor for their feet."""
         half_y = 0.44
         frame = self.along_wall(partial(furniture.sofa, cls=cls, half_x=half_x, half_y=half_y), half_x, half_y, 0.84)
-        if frame:
-            self.seats.append(frame.at(self.rng.uniform(-0.4, 0.4) * half_x, 0.05))
-            self.plan.reserve(frame.at(0, -half_y - 0.15), half_x, 0.12)
+        if frame and self.plan.reserve(frame.at(0, -half_y - 0.2), half_x, 0.16, 0.6):
+            spread = half_x - 0.4
+            self.seats.append(frame.at(self.rng.uniform(-spread, spread), -0.03))
 
     def table_with_chairs(self, cls: str, *, chairs: int, spread: float = 0.3) -> None:
         """A table in the open with chairs around it, drawn up to its edge but not into it."""

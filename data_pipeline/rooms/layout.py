@@ -1,7 +1,7 @@
 """The floor plan: places for furniture that do not overlap, and places on walls.
 
-A footprint is a rectangle on the floor, turned by `yaw`. Two footprints overlap unless an axis of one of them separates
-them (separating axis theorem).
+A footprint is an upright box, turned by `yaw`. Two of them collide if their heights do and no axis of their rectangles
+separates them (separating axis theorem). What hangs on a wall has a footprint, too, that begins above the floor.
 """
 
 import math
@@ -18,7 +18,7 @@ _WALL_YAW = (math.pi / 2, -math.pi / 2, math.pi, 0.0)
 
 @dataclass(frozen=True)
 class Footprint:
-    """A rectangle on the floor: centre, half sizes along its own axes, yaw (radians), height of what stands there."""
+    """The space of a thing: centre and half sizes of its rectangle along its own axes, yaw (radians), top and base."""
 
     x: float
     y: float
@@ -26,6 +26,7 @@ class Footprint:
     half_y: float
     yaw: float
     height: float
+    base: float = 0.0
 
     def corners(self) -> tuple[tuple[float, float], ...]:
         """The four corners, in order round the rectangle."""
@@ -36,7 +37,9 @@ class Footprint:
 
 
 def overlaps(first: Footprint, second: Footprint, gap: float = 0.0) -> bool:
-    """Whether two footprints come nearer to each other than `gap` metres along every axis of both."""
+    """Whether two footprints share heights and come nearer to each other than `gap` metres along every axis of both."""
+    if first.base >= second.height or second.base >= first.height:
+        return False
     corners = first.corners(), second.corners()
     for yaw in (first.yaw, first.yaw + math.pi / 2, second.yaw, second.yaw + math.pi / 2):
         cos, sin = math.cos(yaw), math.sin(yaw)
@@ -46,22 +49,13 @@ def overlaps(first: Footprint, second: Footprint, gap: float = 0.0) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class WallSpot:
-    """A free rectangle on a wall: its frame (origin on the wall at the rectangle's middle, back to the wall), and
-    the number of the wall (0..3 for -x, +x, -y, +y)."""
-
-    frame: Frame
-    wall: int
-
-
 @dataclass
 class FloorPlan:
     """Half sizes and height of a room, what stands in it and what its walls carry.
 
     Attributes:
-        footprints: furniture on the floor.
-        reserved: stretches of floor that stay free (before doors).
+        footprints: what stands on the floor or hangs on walls.
+        reserved: spaces that stay free (before doors, for feet).
     """
 
     half_width: float
@@ -116,9 +110,12 @@ class FloorPlan:
         return None
 
     def on_wall(
-        self, half_x: float, low: float, high: float, *, margin: float = 0.08, wall: int | None = None
-    ) -> WallSpot | None:
-        """Claim a rectangle of a wall between two heights; the frame's origin is at the height of its middle."""
+        self, half_x: float, low: float, high: float, *, depth: float, margin: float = 0.08, wall: int | None = None
+    ) -> Frame | None:
+        """Claim a rectangle of a wall between two heights, and the space of a depth before it.
+
+        The frame's origin is on the wall at the rectangle's middle, its back to the wall.
+        """
         for _ in range(_TRIES):
             side = self._random_wall() if wall is None else wall
             length = self._length(side)
@@ -126,15 +123,20 @@ class FloorPlan:
                 continue
             along = self.rng.uniform(half_x - length + 0.1, length - half_x - 0.1)
             spot = (side, along - half_x - margin, along + half_x + margin, low, high)
-            if not self._wall_taken(spot):
+            middle = self._wall_frame(side, along, depth / 2)
+            body = Footprint(middle.x, middle.y, half_x, depth / 2, middle.yaw, high, low)
+            if not self._wall_taken(spot) and self.is_free(body):
                 self._on_walls.append(spot)
-                frame = self._wall_frame(side, along, 0.0)
-                return WallSpot(Frame(frame.x, frame.y, (low + high) / 2, frame.yaw), side)
+                self.footprints.append(body)
+                return self._wall_frame(side, along, 0.0).at(0, 0, (low + high) / 2)
         return None
 
-    def reserve(self, frame: Frame, half_x: float, half_y: float) -> None:
-        """Keep a stretch of floor free."""
-        self.reserved.append(Footprint(frame.x, frame.y, half_x, half_y, frame.yaw, 0.0))
+    def reserve(self, frame: Frame, half_x: float, half_y: float, height: float) -> bool:
+        """Keep a space free from now on; False if something stands in it already."""
+        space = Footprint(frame.x, frame.y, half_x, half_y, frame.yaw, height)
+        free = self.is_free(space)
+        self.reserved.append(space)
+        return free
 
     def _random_wall(self) -> int:
         """A wall, the longer ones more often."""

@@ -13,6 +13,12 @@ from data_pipeline.rooms.scene import Frame, Material, Point, Thing
 Pose = Literal["standing", "walking", "waving", "sitting"]
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = range(1, 7)
 SEAT_HEIGHT = 0.46
+# Half sizes, along x and y, of the floor that a person who stands takes up.
+HALF_SIZES: dict[str, tuple[float, float]] = {
+    "standing": (0.4, 0.22),
+    "walking": (0.32, 0.47),
+    "waving": (0.46, 0.22),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def _leg(kit: Kit, piece: Thing, clothes: _Clothes, pose: Pose, hips: float, sid
     knee: Point
     ankle: Point
     if pose == "sitting":
-        knee, ankle = (0.12 * side, -0.43, SEAT_HEIGHT + 0.08), (0.12 * side, -0.43 + kit.between(-0.1, 0.1), 0.08)
+        knee, ankle = (0.12 * side, -0.43, SEAT_HEIGHT + 0.08), (0.12 * side, -0.43 + kit.between(-0.14, 0.0), 0.08)
     elif pose == "walking":
         stride = 0.2 * side
         knee, ankle = (0.1 * side, -stride - 0.06, 0.5), (0.1 * side, -stride * 1.6 + 0.06, 0.09)
@@ -84,12 +90,12 @@ def _arm(kit: Kit, piece: Thing, clothes: _Clothes, pose: Pose, hips: float, sid
     if pose == "sitting":
         elbow, wrist = (0.25 * side, -0.08, hips + 0.16), (0.14 * side, -0.3, hips + 0.08)
     elif pose == "waving" and side == 1:
-        elbow, wrist = (0.42, -0.03, hips + 0.5), (0.42, -0.08, hips + 0.75)
+        elbow, wrist = (0.38, -0.03, hips + 0.5), (0.39, -0.08, hips + 0.75)
     elif pose == "walking":
         swing = 0.14 * side
         elbow, wrist = (0.25 * side, swing, hips + 0.15), (0.26 * side, swing * 1.2 - 0.14, hips - 0.05)
     elif kit.rng.random() < 0.3:  # hand on the hip
-        elbow, wrist = (0.4 * side, 0.04, hips + 0.2), (0.17 * side, -0.05, hips + 0.06)
+        elbow, wrist = (0.35 * side, 0.06, hips + 0.2), (0.17 * side, -0.05, hips + 0.06)
     else:
         elbow, wrist = (0.25 * side, 0.01, hips + 0.14), (0.26 * side, -0.05, hips - 0.1)
     piece.limb(shoulder, elbow, 0.062, 0.05, clothes.shirt, part=UPPER_ARM)

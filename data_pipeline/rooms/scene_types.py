@@ -8,7 +8,7 @@ from random import Random
 
 from data_pipeline.rooms import appliances, building, furniture, people, smalls, toys
 from data_pipeline.rooms.furnisher import Furnisher
-from data_pipeline.rooms.layout import FloorPlan, WallSpot
+from data_pipeline.rooms.layout import FloorPlan
 from data_pipeline.rooms.palette import Palette
 from data_pipeline.rooms.scene import Frame, Point, Scene
 
@@ -66,9 +66,9 @@ def furnish(rng: Random) -> Room:
     )
 
 
-def _daylight(windows: Sequence[WallSpot | None]) -> Point | None:
-    first = next((spot for spot in windows if spot), None)
-    return first.frame.point((0, -0.25, 0.1)) if first else None
+def _daylight(windows: Sequence[Frame | None]) -> Point | None:
+    first = next((window for window in windows if window), None)
+    return first.point((0, -0.25, 0.1)) if first else None
 
 
 def _bedroom(f: Furnisher) -> None:
@@ -87,7 +87,7 @@ def _bedroom(f: Furnisher) -> None:
 def _living_room(f: Furnisher) -> None:
     f.sofa("sofa", f.rng.uniform(0.85, 1.1))
     half_x = f.rng.uniform(0.65, 0.85)
-    f.along_wall(partial(furniture.tv_bench, half_x=half_x), half_x, 0.2, 1.2)
+    f.along_wall(partial(furniture.tv_bench, half_x=half_x), half_x, 0.2, 1.25)
     f.sofa("armchair", 0.44)
     half_y = f.rng.uniform(0.3, 0.42)
     coffee_table = partial(furniture.table, cls="coffee_table", half_x=0.5, half_y=half_y, height=0.42)
@@ -100,7 +100,7 @@ def _living_room(f: Furnisher) -> None:
 
 def _kitchen(f: Furnisher) -> None:
     f.along_wall(appliances.stove, 0.3, 0.3, 0.9)
-    f.along_wall(appliances.kitchen_sink, 0.4, 0.3, 0.9)
+    f.along_wall(appliances.kitchen_sink, 0.4, 0.3, 1.16)
     height = f.rng.uniform(1.5, 1.85)
     f.along_wall(partial(appliances.fridge, height=height), 0.32, 0.32, height)
     for _ in range(3):
@@ -109,8 +109,8 @@ def _kitchen(f: Furnisher) -> None:
         if counter and f.rng.random() < 0.3:
             f.kit.tops.pop()  # the worktop is taken
             appliances.microwave(f.kit, counter.at(0, 0.05, 0.9))
-        if spot := f.plan.on_wall(half_x, 1.4, 2.0, margin=0.01):
-            appliances.wall_cupboard(f.kit, spot.frame, half_x, 0.3)
+        if spot := f.plan.on_wall(half_x, 1.4, 2.0, depth=0.35, margin=0.01):
+            appliances.wall_cupboard(f.kit, spot, half_x, 0.3)
     if f.rng.random() < 0.6:
         f.table_with_chairs("dining_table", chairs=f.rng.choice((2, 3, 4)))
 
@@ -118,12 +118,12 @@ def _kitchen(f: Furnisher) -> None:
 def _bathroom(f: Furnisher) -> None:
     f.along_wall(appliances.bathtub, 0.8, 0.38, 0.75)
     f.along_wall(appliances.toilet, 0.24, 0.36, 0.8)
-    f.along_wall(appliances.washbasin, 0.28, 0.25, 1.0)
+    f.along_wall(appliances.washbasin, 0.28, 0.25, 1.05)
     if f.rng.random() < 0.5:
         f.along_wall(appliances.washer, 0.3, 0.3, 0.86)
     for _ in range(2):
-        if spot := f.plan.on_wall(0.28, 1.0, 1.6):
-            appliances.towel(f.kit, spot.frame)
+        if spot := f.plan.on_wall(0.28, 1.0, 1.6, depth=0.09):
+            appliances.towel(f.kit, spot)
     if f.rng.random() < 0.7:
         f.cabinet("cabinet", 0.26, 0.16, f.rng.uniform(0.6, 0.9))
 
@@ -131,14 +131,14 @@ def _bathroom(f: Furnisher) -> None:
 def _office(f: Furnisher) -> None:
     for _ in range(2):
         half_x = f.rng.uniform(0.6, 0.75)
-        desk = f.along_wall(partial(furniture.workplace, half_x=half_x), half_x, 0.36, 1.15)
+        desk = f.along_wall(partial(furniture.workplace, half_x=half_x), half_x, 0.36, 1.25)
         if desk:
             place = desk.at(f.rng.uniform(-0.15, 0.15), -0.66, turn=math.pi + f.rng.uniform(-0.1, 0.1))
             f.at(furniture.chair, place, 0.22, 0.22, 0.9)
     f.shelf(books=0.8)
     height = f.rng.choice((0.7, 1.05, 1.35))
     f.along_wall(partial(appliances.file_cabinet, height=height), 0.24, 0.3, height)
-    f.on_floor(appliances.paper_bin, 0.16, 0.37)
+    f.on_floor(smalls.Item(appliances.paper_bin, 0.16, 0.16, 0.38))
 
 
 def _dining_room(f: Furnisher) -> None:
@@ -167,7 +167,7 @@ def _playroom(f: Furnisher) -> None:
     f.shelf(books=0.25)
     f.cabinet("cabinet", f.rng.uniform(0.45, 0.7), 0.22, f.rng.uniform(0.5, 0.75), sight=True)
     _toys(f, 6)
-    f.on_floor(smalls.teddy, 0.15, 0.36, f.rng.uniform(1.6, 2.4))
+    f.on_floor(smalls.TEDDY, f.rng.uniform(1.6, 2.4))
 
 
 def _storage_room(f: Furnisher) -> None:
@@ -175,12 +175,12 @@ def _storage_room(f: Furnisher) -> None:
     if f.rng.random() < 0.6:
         f.along_wall(toys.bicycle, 0.88, 0.25, 1.0)
     if f.rng.random() < 0.5:
-        f.on_floor(toys.motorbike, 0.26, 0.28, f.rng.uniform(2.2, 3.0), sight=True)
+        f.on_floor(smalls.MOTORBIKE, f.rng.uniform(2.2, 3.0), sight=True)
     for _ in range(7):
         half = f.rng.uniform(0.22, 0.36)
         f.in_the_open(partial(appliances.cartons, half=half), half, half, 0.9, sight=f.rng.random() < 0.4)
     for _ in range(2):
-        f.on_floor(appliances.barrel, 0.28, 0.82)
+        f.on_floor(smalls.Item(appliances.barrel, 0.28, 0.28, 0.82))
 
 
 def _library(f: Furnisher) -> None:
@@ -194,24 +194,23 @@ def _library(f: Furnisher) -> None:
 
 def _toys(f: Furnisher, count: int) -> None:
     """Large toys on the floor."""
-    for make, half, height in f.rng.sample(smalls.TOYS, count):
-        f.on_floor(make, half, height, f.rng.uniform(1.3, 2.2), sight=True)
+    for item in f.rng.sample(smalls.TOYS, count):
+        f.on_floor(item, f.rng.uniform(1.3, 2.2), sight=True)
 
 
 def _extras(f: Furnisher) -> None:
     """Things that may stand in rooms of several types: plants, a lamp, a guitar, pets."""
     rng = f.rng
     if rng.random() < 0.5:
-        f.on_floor(smalls.plant, 0.2, 0.55, rng.uniform(1.2, 2.1))
+        f.on_floor(smalls.PLANT, rng.uniform(1.2, 2.1))
     if rng.random() < 0.3:
         f.along_wall(furniture.floor_lamp, 0.2, 0.2, 1.75, sight=False)
     if rng.random() < 0.12:
         f.along_wall(smalls.guitar, 0.2, 0.15, 1.1, sight=False)
     if rng.random() < 0.4:
-        make, half, scale = rng.choice(((toys.dog, 0.27, 1.4), (toys.cat, 0.17, 1.35)))
-        f.on_floor(make, half, 0.42, scale * rng.uniform(0.85, 1.15), sight=True)
+        f.on_floor(rng.choice(smalls.PETS), rng.uniform(1.15, 1.6), sight=True)
     if rng.random() < 0.15:
-        f.on_floor(smalls.ball, 0.13, 0.26, 1.2)
+        f.on_floor(smalls.BALL, 1.2)
 
 
 def _people(f: Furnisher) -> None:
@@ -225,7 +224,7 @@ def _people(f: Furnisher) -> None:
     for _ in range(f.rng.choice((1, 1, 2)) if not f.seats else f.rng.choice((0, 1))):
         pose: people.Pose = f.rng.choice(("standing", "walking", "waving"))
         make = partial(people.person, pose=pose)
-        stand = f.in_the_open(make, 0.3, 0.3, 1.75, spread=0.8, sight=True)
+        stand = f.in_the_open(make, *people.HALF_SIZES[pose], 1.8, spread=0.8, sight=True)
         if stand:
             f.sights.append((stand.x, stand.y, 1.1))
 
@@ -243,7 +242,7 @@ class _SceneType:
     """
 
     build: Callable[[Furnisher], None]
-    menu: smalls.Menu
+    menu: tuple[smalls.Item, ...]
     half_width: tuple[float, float] = (1.7, 2.5)
     half_depth: tuple[float, float] = (1.8, 2.7)
     windows: tuple[int, ...] = (0, 1, 1, 2)

@@ -1,6 +1,8 @@
 """Small things: what stands on tops and shelves, and what hangs on walls and ceilings."""
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from data_pipeline.rooms import toys
 from data_pipeline.rooms.furniture import LAMPLIGHT, laptop
@@ -77,7 +79,7 @@ def plant(kit: Kit, frame: Frame) -> None:
     piece.cone((0, 0, 0.08), 0.06, 0.09, 0.08, clay)
     piece.ring((0, 0, 0.16), 0.085, 0.012, clay)
     for k in range(11):
-        angle, lean, tall = 2.4 * k, kit.between(0.04, 0.2), kit.between(0.28, 0.5)
+        angle, lean, tall = 2.4 * k, kit.between(0.04, 0.16), kit.between(0.28, 0.5)
         x, y = math.cos(angle), math.sin(angle)
         tip = (x * lean, y * lean, tall)
         piece.limb((x * 0.02, y * 0.02, 0.14), tip, 0.01, 0.006, leaf)
@@ -114,13 +116,13 @@ def picture(kit: Kit, frame: Frame, half_x: float, half_z: float) -> None:
     """A framed picture; the frame's origin is on the wall at its middle."""
     piece, wood = kit.thing("picture", frame), kit.wood()
     piece.box(
-        (0, -0.008, 0),
-        (half_x, 0.012, half_z),
+        (0, -0.005, 0),
+        (half_x, 0.008, half_z),
         kit.material((kit.palette.accent()[0], kit.rng.choice((kit.palette.leaf(), kit.palette.toy()))[0]), "picture"),
     )
     for i in (-1, 1):
-        piece.box((i * half_x, -0.012, 0), (0.02, 0.018, half_z + 0.02), wood)
-        piece.box((0, -0.012, i * half_z), (half_x, 0.0175, 0.02), wood)
+        piece.box((i * half_x, -0.01, 0), (0.02, 0.01, half_z + 0.02), wood)
+        piece.box((0, -0.01, i * half_z), (half_x, 0.0095, 0.02), wood)
 
 
 def wall_clock(kit: Kit, frame: Frame) -> None:
@@ -180,67 +182,66 @@ def ring_tower(kit: Kit, frame: Frame) -> None:
     piece.ball((0, 0, 0.31), (0.035, 0.035, 0.035), kit.toy())
 
 
-Menu = tuple[tuple[Maker, float, float], ...]
-"""What may stand on a top: builder, half width and height in metres at scale 1."""
+class Item(NamedTuple):
+    """A small thing: its builder, and the half sizes and height that hold it at scale 1, metres."""
 
-HOUSEHOLD: Menu = (
-    (vase, 0.1, 0.3),
-    (bottles, 0.16, 0.4),
-    (bowl_of_fruit, 0.15, 0.17),
-    (cup, 0.08, 0.11),
-    (books, 0.15, 0.12),
-    (plant, 0.2, 0.56),
-    (table_lamp, 0.13, 0.4),
-    (carton, 0.13, 0.2),
-    (teddy, 0.15, 0.36),
-)
-KITCHEN: Menu = (
-    (bottles, 0.16, 0.4),
-    (bowl_of_fruit, 0.15, 0.17),
-    (cup, 0.08, 0.11),
-    (plate, 0.12, 0.05),
-    (vase, 0.1, 0.3),
-)
-DESK: Menu = (
-    (books, 0.15, 0.12),
-    (cup, 0.08, 0.11),
-    (table_lamp, 0.13, 0.4),
-    (plant, 0.2, 0.56),
-    (bottle, 0.06, 0.36),
-    (laptop, 0.17, 0.25),
-)
-TOYS: Menu = (
-    (toys.car, 0.26, 0.2),
-    (toys.bus, 0.3, 0.26),
-    (toys.train, 0.42, 0.26),
-    (toys.motorbike, 0.24, 0.3),
-    (toys.aeroplane, 0.3, 0.24),
-    (toys.boat, 0.28, 0.46),
-    (toys.cow, 0.22, 0.3),
-    (toys.horse, 0.22, 0.36),
-    (toys.sheep, 0.18, 0.25),
-    (toys.bird, 0.13, 0.26),
-    (teddy, 0.15, 0.36),
-    (ball, 0.13, 0.26),
-    (blocks, 0.18, 0.36),
-    (ring_tower, 0.13, 0.35),
-)
-DISPLAY: Menu = (*HOUSEHOLD[:3], HOUSEHOLD[4], *TOYS[:10])
+    make: Maker
+    half_x: float
+    half_y: float
+    height: float
 
 
-def fill_top(kit: Kit, top: Top, menu: Menu, share: float) -> None:
-    """Stand things side by side on a top, each in a slot of its own, scaled down where the space is low."""
+PLANT = Item(plant, 0.25, 0.25, 0.56)
+TEDDY = Item(teddy, 0.18, 0.2, 0.37)
+BALL = Item(ball, 0.13, 0.13, 0.26)
+MOTORBIKE = Item(toys.motorbike, 0.24, 0.1, 0.28)
+_VASE = Item(vase, 0.1, 0.1, 0.3)
+_BOTTLES = Item(bottles, 0.17, 0.09, 0.4)
+_FRUIT = Item(bowl_of_fruit, 0.15, 0.15, 0.17)
+_CUP = Item(cup, 0.1, 0.06, 0.12)
+_BOOKS = Item(books, 0.15, 0.13, 0.13)
+_LAMP = Item(table_lamp, 0.13, 0.13, 0.4)
+
+HOUSEHOLD = (_VASE, _BOTTLES, _FRUIT, _CUP, _BOOKS, PLANT, _LAMP, Item(carton, 0.13, 0.1, 0.2), TEDDY)
+KITCHEN = (_BOTTLES, _FRUIT, _CUP, Item(plate, 0.13, 0.13, 0.04), _VASE)
+DESK = (_BOOKS, _CUP, _LAMP, PLANT, Item(bottle, 0.06, 0.06, 0.4), Item(laptop, 0.18, 0.2, 0.23))
+MODELS = (
+    Item(toys.car, 0.27, 0.12, 0.21),
+    Item(toys.bus, 0.31, 0.11, 0.26),
+    Item(toys.train, 0.42, 0.1, 0.27),
+    MOTORBIKE,
+    Item(toys.aeroplane, 0.32, 0.29, 0.26),
+    Item(toys.boat, 0.28, 0.08, 0.47),
+    Item(toys.cow, 0.28, 0.1, 0.32),
+    Item(toys.horse, 0.3, 0.07, 0.41),
+    Item(toys.sheep, 0.22, 0.12, 0.26),
+    Item(toys.bird, 0.14, 0.07, 0.28),
+)
+TOYS = (*MODELS, TEDDY, BALL, Item(blocks, 0.2, 0.1, 0.36), Item(ring_tower, 0.13, 0.13, 0.35))
+DISPLAY = (_VASE, _BOTTLES, _FRUIT, _BOOKS, *MODELS)
+PETS = (Item(toys.dog, 0.36, 0.09, 0.45), Item(toys.cat, 0.17, 0.16, 0.37))
+_SMALLEST_SCALE = 0.6
+
+
+def fill_top(kit: Kit, top: Top, menu: Sequence[Item], share: float) -> None:
+    """Stand things side by side on a top, each in a slot of its own; what is too big for the top is scaled down a
+    little or left out."""
     x = -top.half_x
     while x < top.half_x - 0.1:
-        make, half, height = kit.rng.choice(menu)
-        scale = min(1.0, top.clearance / height, top.half_y / min(half, 0.12))
-        half *= scale
-        if x + 2 * half > top.half_x:
-            if half > top.half_x:
-                return
+        item = kit.rng.choice(menu)
+        turn = kit.between(-0.5, 0.5)
+        half_x, half_y = _turned(item, turn)
+        scale = min(1.0, top.clearance / item.height, top.half_y / half_y)
+        if scale < _SMALLEST_SCALE or x + 2 * scale * half_x > top.half_x:
             x += 0.1
             continue
         if kit.rng.random() < share:
-            spare = max(0.0, top.half_y - half)
-            make(kit, top.frame.at(x + half, kit.between(-spare, spare), turn=kit.between(-0.5, 0.5), scale=scale))
-        x += 2 * half + kit.between(0.03, 0.15)
+            spare = top.half_y - scale * half_y
+            item.make(kit, top.frame.at(x + scale * half_x, kit.between(-spare, spare), turn=turn, scale=scale))
+        x += 2 * scale * half_x + kit.between(0.03, 0.15)
+
+
+def _turned(item: Item, turn: float) -> tuple[float, float]:
+    """Half sizes of the rectangle that holds a turned thing."""
+    cos, sin = math.cos(turn), abs(math.sin(turn))
+    return item.half_x * cos + item.half_y * sin, item.half_x * sin + item.half_y * cos

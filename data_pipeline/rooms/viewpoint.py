@@ -1,4 +1,4 @@
-"""Where the camera stands: on free floor, looking at what makes the room what it is, with nothing close before it."""
+"""Where the camera stands: clear of things, looking at what makes the room what it is, with nothing close before it."""
 
 import math
 from random import Random
@@ -6,40 +6,37 @@ from random import Random
 import numpy as np
 
 from data_pipeline.rooms.camera import Camera
-from data_pipeline.rooms.layout import Footprint, overlaps
-from data_pipeline.rooms.scene import Point, Solids
+from data_pipeline.rooms.scene import Floats, Kind, Point, Solids
 from data_pipeline.rooms.scene_types import Room
 from data_pipeline.rooms.tracing import first_hits
 
-_PROPOSALS = 24
+_PROPOSALS = 48
 _TRIALS = 3
 _TRIAL_SIZE = 15
+_CLEARANCE = 0.3  # metres from the eye to anything but the room's faces
 
 
 def choose_camera(room: Room, solids: Solids, rng: Random) -> Camera:
     """The best of a few random cameras.
 
-    Proposals are ranked by the sights in front of them; the best are tried at a very low resolution and scored by how
-    much furniture they see and how near and how plain the view is.
+    Proposals that are clear of things are ranked by the sights in front of them; the best are tried at a very low
+    resolution and scored by how much furniture they see and how near and how plain the view is.
     """
     proposals = [_propose(room, rng) for _ in range(_PROPOSALS)]
-    proposals.sort(key=lambda proposal: -proposal[0])
-    cameras = [camera for _, camera in proposals[:_TRIALS]]
-    return max(cameras, key=lambda camera: _score(solids, camera))
+    room_to_stand = _distance_to_things(solids, np.stack([camera.position for camera in proposals]))
+    sights = [sum(_in_view(camera, point) for point in room.sights) for camera in proposals]
+    order = sorted(range(_PROPOSALS), key=lambda k: (min(room_to_stand[k], _CLEARANCE), sights[k]), reverse=True)
+    return max((proposals[k] for k in order[:_TRIALS]), key=lambda camera: _score(solids, camera))
 
 
-def _propose(room: Room, rng: Random) -> tuple[float, Camera]:
-    """A camera and the number of sights that it would see if nothing hid them."""
+def _propose(room: Room, rng: Random) -> Camera:
+    """A camera at the height of a standing or sitting person's eyes that looks towards one of the sights."""
     plan = room.plan
-    for _ in range(20):
-        eye = (
-            rng.uniform(-0.92, 0.92) * (plan.half_width - 0.1),
-            rng.uniform(-0.95, 0.95) * (plan.half_depth - 0.1),
-            rng.uniform(1.1, 1.65),
-        )
-        body = Footprint(eye[0], eye[1], 0.12, 0.12, 0.0, eye[2])
-        if not any(other.height > eye[2] - 0.5 and overlaps(body, other, 0.25) for other in plan.footprints):
-            break
+    eye = (
+        rng.uniform(-0.92, 0.92) * (plan.half_width - 0.1),
+        rng.uniform(-0.95, 0.95) * (plan.half_depth - 0.1),
+        rng.uniform(1.1, 1.65),
+    )
     sight = rng.choice(room.sights)
     target = (
         0.75 * sight[0] + rng.uniform(-0.2, 0.2) * plan.half_width,
@@ -48,18 +45,26 @@ def _propose(room: Room, rng: Random) -> tuple[float, Camera]:
     )
     if math.dist(eye[:2], target[:2]) < 0.8:
         target = (-eye[0] * 0.5, -eye[1] * 0.5 + 0.01, 0.8)
-    camera = Camera.looking_at(eye, target, rng.uniform(58, 82))
-    return sum(_in_view(camera, point) for point in room.sights), camera
+    return Camera.looking_at(eye, target, rng.uniform(58, 82))
 
 
-def _in_view(camera: Camera, point: Point) -> float:
-    """1 for a point well inside the picture at a good distance, less otherwise."""
+def _distance_to_things(solids: Solids, points: Floats) -> Floats:
+    """Distance of each point (N, 3) to the nearest bounding box of a solid; 0 inside one."""
+    things = solids.kind != Kind.SHELL
+    offset = points[:, None] - solids.centre[things]
+    local = np.einsum("pkx,npx->npk", solids.axes[things], offset)
+    beyond = np.maximum(np.abs(local) - solids.extent[things], 0)
+    distance: Floats = np.sqrt((beyond * beyond).sum(-1)).min(1)
+    return distance
+
+
+def _in_view(camera: Camera, point: Point) -> bool:
+    """Whether a point lies well inside the picture, at a good distance."""
     offset = np.array(point, np.float32) - camera.position
     ahead = float(offset @ camera.forward)
     if ahead < 0.7:
-        return 0.0
-    x, y = (abs(float(offset @ axis)) / (ahead * camera.tangent) for axis in (camera.right, camera.up))
-    return 1.0 if max(x, y) < 0.8 else 0.0
+        return False
+    return all(abs(float(offset @ axis)) < 0.8 * ahead * camera.tangent for axis in (camera.right, camera.up))
 
 
 def _score(solids: Solids, camera: Camera) -> float:

@@ -1,4 +1,4 @@
-"""Furniture does not overlap, whatever the seed."""
+"""Furniture does not overlap, whatever the seed, and no thing stands in another."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def test_a_full_room_takes_nothing_more() -> None:
 def test_tall_furniture_keeps_off_windows_but_low_furniture_may_stand_below() -> None:
     plan = FloorPlan(1.0, 1.0, 2.5, Random(0))
     for wall in range(4):
-        assert plan.on_wall(0.85, 0.9, 1.8, wall=wall, margin=0.0) is not None
+        assert plan.on_wall(0.85, 0.9, 1.8, depth=0.1, wall=wall, margin=0.0) is not None
     assert plan.against_wall(0.4, 0.2, 1.9) is None
     assert plan.against_wall(0.4, 0.2, 0.7) is not None
 
@@ -89,7 +89,19 @@ def test_backs_are_to_the_wall() -> None:
 
 def test_reserved_floor_stays_free() -> None:
     plan = FloorPlan(2.0, 2.0, 2.5, Random(0))
-    plan.reserve(Frame(0, 0), 1.0, 1.0)
+    assert plan.reserve(Frame(0, 0), 1.0, 1.0, 0.5)
     assert plan.place(Frame(0.5, 0.5), 0.2, 0.2, 1.0) is None
     assert plan.place(Frame(1.5, 1.5), 0.2, 0.2, 1.0) is not None
+    assert not plan.reserve(Frame(1.5, 1.5), 0.5, 0.5, 0.5), "something stands there"
     assert len(plan.footprints) == 1
+
+
+def test_what_hangs_on_a_wall_keeps_tall_things_away_and_lets_low_ones_stand_below() -> None:
+    plan = FloorPlan(1.0, 1.0, 2.5, Random(0))
+    shelf = plan.on_wall(0.8, 1.4, 2.0, depth=0.35, wall=3)
+    assert shelf is not None
+    x, y, z = shelf.point((0, 0, 0))
+    assert (y, z) == (1.0, 1.7)
+    assert plan.place(Frame(x, 0.8), 0.1, 0.1, 1.75) is None
+    assert plan.place(Frame(x, 0.8), 0.1, 0.1, 0.9) is not None
+    assert plan.on_wall(0.85, 0.5, 0.8, depth=0.4, wall=3) is None, "a thing stands before it"

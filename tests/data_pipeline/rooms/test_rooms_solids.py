@@ -1,9 +1,5 @@
 """Rays, surfaces and tiled tracing, against definitions and brute force."""
 
-import math
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,31 +9,7 @@ from data_pipeline.rooms.primitives import MISS, intersect
 from data_pipeline.rooms.scene import Frame, Kind, Material, Scene, Solids, Thing
 from data_pipeline.rooms.surfaces import surface
 from data_pipeline.rooms.tracing import first_hits, light_visibility
-
-Array = NDArray[Any]
-
-
-def box_distance(p: Array, half: Array) -> Array:
-    q = np.abs(p) - half[:, None]
-    distance: Array = np.linalg.norm(np.maximum(q, 0), axis=0) + np.minimum(q.max(0), 0)
-    return distance
-
-
-def cone_distance(p: Array, d: Array) -> Array:
-    """Positive outside a capped cone, negative inside; zero on its surface."""
-    rho, slope = np.hypot(p[0], p[1]), (d[1] - d[0]) / (2 * d[2])
-    side = (rho - (d[0] + d[1]) / 2 - slope * p[2]) / math.hypot(1, slope)
-    distance: Array = np.maximum(side, np.abs(p[2]) - d[2])
-    return distance
-
-
-def limb_distance(p: Array, d: Array) -> Array:
-    """Smallest distance to the balls between the two ends."""
-    s = np.linspace(0, 1, 201)[:, None]
-    centre, radius = (2 * s - 1) * d[2], d[0] + (d[1] - d[0]) * s
-    distance: Array = (np.sqrt(np.hypot(p[0], p[1])[None] ** 2 + (p[2][None] - centre) ** 2) - radius).min(0)
-    return distance
-
+from tests.data_pipeline.rooms.distances import DISTANCE, Array
 
 DIMS = {
     Kind.BOX: (0.4, 0.3, 0.2, 0.0),
@@ -46,14 +18,6 @@ DIMS = {
     Kind.FRUSTUM: (0.3, 0.15, 0.25, 0.0),
     Kind.LIMB: (0.2, 0.1, 0.3, 0.0),
     Kind.RING: (0.3, 0.08, 0.0, 0.0),
-}
-DISTANCE: dict[Kind, Callable[[Array, Array], Array]] = {
-    Kind.BOX: lambda p, d: box_distance(p, d[:3]),
-    Kind.ROUNDED: lambda p, d: box_distance(p, d[:3] - d[3]) - d[3],
-    Kind.ELLIPSOID: lambda p, d: (np.linalg.norm(p / d[:3, None], axis=0) - 1) * d[:3].min(),
-    Kind.FRUSTUM: cone_distance,
-    Kind.LIMB: limb_distance,
-    Kind.RING: lambda p, d: np.hypot(np.hypot(p[0], p[1]) - d[0], p[2]) - d[1],
 }
 
 
