@@ -22,8 +22,8 @@ _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 
 
-def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path: Path, *, first: int = 0) -> None:
-    """Draw `count` samples from number `first` on, and write the picture as PNG.
+def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path: Path) -> None:
+    """Draw the first `count` samples, and write the picture as PNG.
 
     Columns are the image and the tasks; what a sample lacks is an empty cell. Depths of one column share their colours.
 
@@ -32,16 +32,13 @@ def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path
         tasks: labels to draw, as columns.
         count: rows; fewer if there are fewer samples.
         path: the PNG to write.
-        first: number of the first sample.
 
     Raises:
-        UserError: a count below 1, no sample `first`, a damaged member, or a path that cannot be written.
+        UserError: a count below 1, a damaged member, or a path that cannot be written.
     """
     if count < 1:
         raise UserError(f"count {count}: give the number of samples to show, 1 or more")
-    if not 0 <= first < len(index):
-        raise UserError(f"first {first}: {index.folder} holds samples 0 to {len(index) - 1}")
-    samples = range(first, min(first + count, len(index)))
+    samples = range(min(count, len(index)))
     images: list[NDArray[np.uint8] | None] = [index.image(sample) for sample in samples]
     columns = [images, *(_column(index, spec, samples) for spec in tasks)]
     sheet = _lay_out(["rgb", *(spec.name for spec in tasks)], columns, max(_MIN_CELL, index.size))

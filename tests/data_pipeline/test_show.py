@@ -43,12 +43,6 @@ def test_the_sheet_shows_images_labels_and_gaps(index: ShardIndex, tmp_path: Pat
     assert missing.min() < 100, "says that there is no label"
 
 
-def test_the_sheet_starts_where_told(index: ShardIndex, tmp_path: Path) -> None:
-    contact_sheet(index, [], 1, tmp_path / "sheet.png", first=3)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    np.testing.assert_array_equal(sheet[30:-6:8, 10:-6:8], random_sample(4).rgb)
-
-
 def test_fewer_samples_than_rows(index: ShardIndex, tmp_path: Path) -> None:
     contact_sheet(index, TASKS[:1], 99, tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").height == 20 + 6 + 5 * 134
@@ -57,8 +51,6 @@ def test_fewer_samples_than_rows(index: ShardIndex, tmp_path: Path) -> None:
 def test_mistakes_are_named(index: ShardIndex, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="count 0"):
         contact_sheet(index, TASKS, 0, tmp_path / "sheet.png")
-    with pytest.raises(UserError, match="samples 0 to 4"):
-        contact_sheet(index, TASKS, 1, tmp_path / "sheet.png", first=5)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*sheet\.png"):
         contact_sheet(index, TASKS, 1, tmp_path / "file" / "sheet.png")
