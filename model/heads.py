@@ -20,7 +20,8 @@ class DenseHead(nn.Module):
         super().__init__()
         self.channels, self.patch_size, self.grid = channels, patch_size, grid
         self.norm = nn.LayerNorm(width)
-        self.linear = _linear(width, channels * patch_size**2)
+        # Near zero: every pixel has weights of its own, and a short training would leave their first values as grain.
+        self.linear = _linear(width, channels * patch_size**2, std=0.001)
 
     def forward(self, x_PND: Tensor) -> Tensor:
         """Return the prediction (P, C, S, S) of the tokens (P, N, D); P may be 0."""
@@ -38,7 +39,7 @@ class VectorHead(nn.Module):
         """Build the head."""
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.linear = _linear(width, channels)
+        self.linear = _linear(width, channels, std=0.02)
 
     def forward(self, x_PND: Tensor) -> Tensor:
         """Return the prediction (P, C) of the tokens (P, N, D); P may be 0."""
@@ -53,8 +54,8 @@ def make_head(spec: TaskSpec, *, width: int, patch_size: int, grid: int) -> Dens
     return VectorHead(width=width, channels=spec.channels)
 
 
-def _linear(width: int, out_features: int) -> nn.Linear:
+def _linear(width: int, out_features: int, *, std: float) -> nn.Linear:
     linear = nn.Linear(width, out_features)
-    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.trunc_normal_(linear.weight, std=std)
     nn.init.zeros_(linear.bias)
     return linear
