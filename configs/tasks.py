@@ -17,7 +17,7 @@ from configs.errors import UserError
 
 TargetKind = Literal[
     "log_depth",  # log(1 + d) / log(2^16), d in 1/512 m
-    "unit_range",  # stored value / `scale`, clipped to [0, 1], then mapped to [-1, 1]
+    "unit_range",  # stored value / `scale`, clipped to [0, 1] if `clip`, then mapped to [-1, 1]
     "unit_vector",  # 2 v / 255 - 1, normalised to length 1
     "standardise",  # (v - mean) / std per channel
     "region_boundary",  # 1 where a 4-neighbour has another region id, else 0
@@ -63,6 +63,7 @@ class TaskSpec:
         encoding: the stored form.
         target: mapping from the stored form to the target.
         scale: stored value that maps to the upper end (`unit_range`), or to "certainly 1" (`binary`).
+        clip: whether values above `scale` count as `scale` (`unit_range`).
         mean, std: per channel, for `standardise`.
         blur_fraction: standard deviation of a Gaussian blur of the target, as a fraction of the image's height.
         loss: training loss.
@@ -81,6 +82,7 @@ class TaskSpec:
     encoding: Encoding
     target: TargetKind
     scale: float = 1.0
+    clip: bool = True
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     blur_fraction: float = 0.0
@@ -169,10 +171,13 @@ _TASKONOMY = (
         encoding=_GRAY16,
         target="unit_range",
         scale=0.00625 * 65535,
+        # Edges are up to ten times the scale, and thin: blurred unclipped, they are the same at any resolution.
+        clip=False,
         blur_fraction=4 / 256,
         loss="l1",
         metrics=("l1",),
         uses_mask_valid=True,
+        interpolation="bilinear",
         picture="heat",
     ),
     TaskSpec(

@@ -147,11 +147,13 @@ def _log_depth(spec: TaskSpec, stored: Tensor) -> Tensor:
 
 
 def _unit_range(spec: TaskSpec, stored: Tensor) -> Tensor:
-    """2 clip(v / scale, 0, 1) - 1; a label stored with equal channels (reshading) is their mean."""
+    """2 v / scale - 1, v at most `scale` if clipped; a label stored with equal channels (reshading) is their mean."""
     values = stored.to(torch.float32)
     if spec.channels == 1:
         values = values.mean(1, keepdim=True)
-    return 2.0 * (values / spec.scale).clamp(0.0, 1.0) - 1.0
+    if spec.clip:
+        values = values.clamp(max=spec.scale)
+    return 2.0 * values / spec.scale - 1.0
 
 
 def _unit_vector(spec: TaskSpec, stored: Tensor) -> Tensor:

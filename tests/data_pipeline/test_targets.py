@@ -103,6 +103,35 @@ def test_blur_is_a_normalised_gaussian(height: int, width: int, sigma: float, se
     assert result.isfinite().all()
 
 
+def test_occlusion_edges_are_blurred_without_being_clipped() -> None:
+    """The official order: rescale with `no_clip`, then a Gaussian of 4 pixels of 256."""
+    stored = np.zeros((128, 128), dtype=np.uint16)
+    stored[40:90, 64] = 4000
+    result = target("edge_occlusion", torch.from_numpy(stored)[None, None])
+    official = ndimage.gaussian_filter(2 * stored / (0.00625 * 65535) - 1, 2.0)
+    np.testing.assert_allclose(result.values[0, 0, 10:-10, 10:-10], official[10:-10, 10:-10], atol=1e-4)
+    assert result.values.max() > 2
+
+
+def test_occlusion_edges_are_the_same_at_any_resolution() -> None:
+    stored = np.zeros((128, 128), dtype=np.uint16)
+    stored[:, 63:65] = 4000
+    tasks = resolve_tasks(["edge_occlusion"])
+    batch = Batch(
+        images=torch.zeros(1, 3, 128, 128, dtype=torch.uint8),
+        mask_valid=torch.ones(1, 128, 128, dtype=torch.bool),
+        pair_image=torch.tensor([0]),
+        pair_task=torch.tensor([0]),
+        labels={"edge_occlusion": torch.from_numpy(stored)[None, None]},
+        global_pairs=torch.tensor([1]),
+        flip=torch.tensor([False]),
+        crop=torch.tensor([(0.0, 0.0, 1.0, 1.0)]),
+        keys=("a",),
+    )
+    means = [prepare_batch(batch, tasks, size).targets["edge_occlusion"].values.mean() for size in (128, 64, 32)]
+    np.testing.assert_allclose(means, means[0], atol=0.01)
+
+
 def test_blurred_edges_ignore_what_mask_valid_excludes() -> None:
     stored = torch.full((1, 1, 64, 64), 100, dtype=torch.int32)
     mask_valid = torch.ones(1, 64, 64, dtype=torch.bool)
