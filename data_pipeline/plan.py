@@ -146,7 +146,7 @@ class Plan:
     def _serve_complete(self, number: int, labels: NDArray[np.bool_], load: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Every sample has the same labels: the tasks depend on the position alone."""
         tasks = np.flatnonzero(labels)
-        per_image = min(self._tasks_per_image or len(tasks), len(tasks))
+        per_image = int(load.sum()) // self.samples_per_epoch
         if np.ptp(self._shares[tasks]) > 0:
             return pace_tasks(load, self.samples_per_epoch)
         cycle = generator("cycle", self._seed).permutation(tasks)

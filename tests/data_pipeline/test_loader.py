@@ -9,10 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from configs.errors import UserError
 from configs.schema import DataConfig
@@ -46,18 +50,26 @@ def label_of(number: int, spec: TaskSpec) -> AnyArray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards; every third sample lacks normals, the last one has no label at all."""
     path = tmp_path_factory.mktemp("shards")
+    available = np.ones((SAMPLES, len(TASKS)), np.bool_)
+    available[::3, 2] = False
+    available[-1] = False
+    write_shards(path, available, 3)
+    return path
+
+
+def write_shards(path: Path, available: NDArray[np.bool_], shards: int) -> None:
+    """Write one sample per row; `available` (SAMPLES, tasks) says which labels it has."""
     entries = []
-    for shard in range(3):
+    for shard in range(shards):
         with ShardWriter(path / f"{shard}.tar") as writer:
-            for number in range(shard, SAMPLES, 3):
-                specs = [spec for spec in TASKS if number % 3 or spec.name != "normal"]
-                labels = {spec.name: label_of(number, spec) for spec in specs} if number != SAMPLES - 1 else {}
+            for number in range(shard, SAMPLES, shards):
+                specs = [spec for spec, has in zip(TASKS, available[number], strict=True) if has]
+                labels = {spec.name: label_of(number, spec) for spec in specs}
                 mask = np.zeros((SIDE, SIDE), np.uint8) if number == 1 else None
                 rgb = np.full((SIDE, SIDE, 3), (number, 1, 2), np.uint8)
                 writer.write(Sample(key=f"k{number}", rgb=rgb, labels=labels, mask_valid=mask))
         entries.append(writer.entry)
     write_index(path, entries)
-    return path
 
 
 def train_loader(
@@ -132,6 +144,34 @@ def test_global_batches_do_not_depend_on_the_world(folder: Path, tasks_per_image
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 2)])
 def test_workers_change_nothing(folder: Path, world: int, accumulation: int) -> None:
     assert global_batches(folder, world, accumulation, 2) == global_batches(folder, 1, 1, 0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    present=st.floats(0.1, 1.0),
+    shards=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+    world=st.sampled_from([1, 2, 4, 8]),
+    accumulation=st.sampled_from([1, 2, 4, 8]),
+    tasks_per_image=st.sampled_from([None, 1, 2, 3]),
+    done=st.integers(0, 5),
+)
+def test_any_labels_any_world_any_resume(
+    present: float, shards: int, seed: int, world: int, accumulation: int, tasks_per_image: int | None, done: int
+) -> None:
+    available = np.random.default_rng(seed).random((SAMPLES, len(TASKS))) < present
+    available[0] = True
+    with TemporaryDirectory() as folder:
+        write_shards(Path(folder), available, shards)
+        reference = global_batches(Path(folder), 1, 1, 0, tasks_per_image=tasks_per_image)
+        cursor = Cursor.start(ShardIndex.load(folder), SEED).advanced(done * 8)
+        accumulation = min(accumulation, 8 // world)
+        resumed = global_batches(
+            Path(folder), world, accumulation, 0, tasks_per_image=tasks_per_image, cursor=cursor, steps=6 - done
+        )
+    assert resumed == reference[done:]
+    for key, task, *_ in (pair for step in reference for pair in step.elements()):
+        assert available[int(key[1:]), [spec.name for spec in TASKS].index(task)]
 
 
 def test_resuming_on_another_world_continues_the_stream(folder: Path) -> None:
