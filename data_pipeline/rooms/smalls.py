@@ -210,7 +210,7 @@ MODELS = (
     Item(toys.bus, 0.31, 0.11, 0.26),
     Item(toys.train, 0.42, 0.1, 0.27),
     MOTORBIKE,
-    Item(toys.aeroplane, 0.32, 0.29, 0.26),
+    Item(toys.aeroplane, 0.32, 0.23, 0.26),
     Item(toys.boat, 0.28, 0.08, 0.47),
     Item(toys.cow, 0.28, 0.1, 0.32),
     Item(toys.horse, 0.3, 0.07, 0.41),

@@ -83,14 +83,14 @@ def bicycle(kit: Kit, frame: Frame) -> None:
 
 
 def aeroplane(kit: Kit, frame: Frame) -> None:
-    """An airliner, 0.6 x 0.56 x 0.22, its belly 0.04 above the ground."""
+    """An airliner, 0.6 x 0.44 x 0.25, its belly 0.04 above the ground."""
     piece, body, wing, dark = kit.thing("aeroplane", frame), kit.white(), kit.toy(), kit.dark()
     piece.limb((-0.22, 0, 0.1), (0.12, 0, 0.1), 0.055, 0.055, body)
     piece.limb((0.12, 0, 0.1), (0.28, 0, 0.13), 0.055, 0.02, body)
     for i in (-1, 1):
-        piece.limb((-0.06, i * 0.04, 0.09), (0.08, i * 0.27, 0.1), 0.024, 0.012, wing)
+        piece.limb((-0.06, i * 0.04, 0.09), (0.08, i * 0.21, 0.1), 0.024, 0.012, wing)
         piece.limb((0.24, i * 0.01, 0.13), (0.29, i * 0.11, 0.135), 0.014, 0.01, wing)
-        piece.limb((-0.05, i * 0.13, 0.065), (0.03, i * 0.13, 0.065), 0.025, 0.02, dark)
+        piece.limb((-0.05, i * 0.11, 0.065), (0.03, i * 0.11, 0.065), 0.025, 0.02, dark)
     piece.limb((0.24, 0, 0.13), (0.3, 0, 0.24), 0.02, 0.014, wing)
     piece.ball((-0.25, 0, 0.12), (0.03, 0.035, 0.018), dark)
 

@@ -13,7 +13,7 @@ from data_pipeline.rooms.tracing import first_hits
 _PROPOSALS = 48
 _TRIALS = 3
 _TRIAL_SIZE = 15
-_CLEARANCE = 0.3  # metres from the eye to anything but the room's faces
+_CLEARANCE = 0.45  # metres from the eye to anything but the room's faces
 
 
 def choose_camera(room: Room, solids: Solids, rng: Random) -> Camera:
