@@ -8,7 +8,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -95,7 +95,8 @@ def _send_next(items: Iterator[int], connection: "Connection[int, Report]") -> b
     item = next(items, None)
     if item is None:
         return False
-    connection.send(item)
+    with suppress(ConnectionError):  # Of a process that is gone, the end of the file is read next.
+        connection.send(item)
     return True
 
 

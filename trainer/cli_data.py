@@ -19,8 +19,8 @@ app.add_typer(pack_app, name="pack")
 Out = Annotated[Path, typer.Argument(help="Folder that receives the shards and index.json.", show_default=False)]
 Shards = Annotated[Path, typer.Argument(help="Folder of shards with index.json.", show_default=False)]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
-PerShard = Annotated[int, typer.Option("--samples-per-shard", min=1, help="Samples in one shard.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad label instead of listing it.")]
+PerShard = Annotated[int, typer.Option("--samples-per-shard", min=1, help="At most so many samples in one shard.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad label or view instead of listing it.")]
 
 
 @app.command()
@@ -59,7 +59,9 @@ def taskonomy(
 
 
 @app.command()
-def index(shards: Shards) -> None:
+def index(
+    shards: Annotated[Path, typer.Argument(help="Folder of tar shards; receives index.json.", show_default=False)],
+) -> None:
     """Build index.json for shards that another program wrote."""
     from data_pipeline.index import ShardIndex
     from data_pipeline.shards import build_index

@@ -1,5 +1,6 @@
 """Spawned processes: every item once, faults told apart, none left behind."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -24,6 +25,10 @@ def touch(folder: Path, item: int, on_step: Callable[[], None]) -> None:
 
 def note_threads(path: Path, item: int, on_step: Callable[[], None]) -> None:
     path.write_text(os.environ["OPENBLAS_NUM_THREADS"])
+
+
+def step_once(item: int, on_step: Callable[[], None]) -> None:
+    on_step()
 
 
 def fail(how: str, item: int, on_step: Callable[[], None]) -> None:
@@ -59,6 +64,17 @@ def test_nothing_to_do() -> None:
 def test_failures_are_told_apart(how: str, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         run_in_processes(partial(fail, how), range(4), 2, lambda: None)
+
+
+def test_a_process_that_dies_between_two_items() -> None:
+    def kill_workers() -> None:
+        time.sleep(0.3)  # Until it has reported the item as done, and waits for the next.
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+
+    with pytest.raises(UserError, match="killed from outside"):
+        run_in_processes(step_once, range(9), 2, kill_workers)
 
 
 def test_processes_share_the_cores_unless_the_user_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
