@@ -1,7 +1,7 @@
 """Labels and predictions as pictures for reports and contact sheets.
 
-Colour maps are perceptually even and safe for colour-blind readers (cividis, magma, PuOr); unknown pixels are hatched
-in grey. VOC classes keep the dataset's own palette, other class tasks take Okabe and Ito's.
+Colour maps are perceptually even and safe for colour-blind readers (cividis, magma, PuOr); pixels that are unknown or
+not finite are hatched in grey. VOC classes keep the dataset's own palette, other class tasks take Okabe and Ito's.
 """
 
 from collections.abc import Callable, Iterable
@@ -49,16 +49,21 @@ def to_picture(
         spec: the task.
         values: dense (C, H, W) floats in the target's space; normals of any length; class tasks as logits (C, H, W) or
             ids (H, W) or (1, H, W); vectors (C,) as logits or probabilities.
-        mask: bool (H, W) or (1, H, W); pixels where it is False are hatched. None: all are known.
+        mask: bool (H, W) or (1, H, W); pixels where it is False are hatched. None: all are known. What is not finite is
+            hatched, too; a vector with such an element wholly.
         value_range: values of the ends of the colour map for depths and heat maps, so that several pictures can share
             one (`shared_range`); None: the values' own for depths, the target's for heat maps.
     """
     array = _array(values)
-    known = None if mask is None else _array(mask).astype(bool).reshape(array.shape[-2:])
+    broken = ~np.isfinite(array)
     if spec.picture == "depth" and value_range is None:
         value_range = shared_range([(values, mask)])
-    picture = _PICTURES[spec.picture](spec, array, value_range)
-    return picture if known is None else np.where(known[:, :, None], picture, _hatching(*picture.shape[:2]))
+    picture = _PICTURES[spec.picture](spec, np.where(broken, 0, array), value_range)
+    unknown = np.zeros(picture.shape[:2], bool)
+    unknown |= broken.reshape(-1, *unknown.shape).any(0) if spec.dense else broken.any()
+    if mask is not None:
+        unknown |= ~_array(mask).astype(bool).reshape(unknown.shape)
+    return np.where(unknown[:, :, None], _hatching(*unknown.shape), picture)
 
 
 def shared_range(pictures: Iterable[tuple[Values, Values | None]]) -> Range:
@@ -141,7 +146,7 @@ def _bars(spec: TaskSpec, values: FloatArray, value_range: Range | None) -> NDAr
 
 def _colours(name: str, field: FloatArray, value_range: Range) -> NDArray[np.uint8]:
     low, high = value_range
-    unit = np.nan_to_num((field - low) / (high - low)).clip(0.0, 1.0)
+    unit = ((field - low) / (high - low)).clip(0.0, 1.0)
     table = (mpl.colormaps[name](np.linspace(0.0, 1.0, 256))[:, :3] * 255.0).round().astype(np.uint8)
     colours: NDArray[np.uint8] = table[(unit * 255.0).round().astype(np.uint8)]
     return colours

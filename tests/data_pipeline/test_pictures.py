@@ -39,6 +39,24 @@ def test_unknown_pixels_are_grey_and_hatched() -> None:
     assert len(np.unique(unknown)) == 2
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", TASKS)
+def test_what_is_not_finite_is_hatched(name: str, value: float) -> None:
+    spec = get_task(name)
+    torch.manual_seed(0)
+    values = torch.randn((spec.channels, 24, 24) if spec.dense else (spec.channels,))
+    good = to_picture(spec, values, value_range=(-3.0, 3.0))
+    values.view(-1)[-1] = value
+    broken = to_picture(spec, values, value_range=(-3.0, 3.0))
+    corner = broken[-1, -1]
+    assert (corner == corner[0]).all()
+    assert 140 < corner[0] < 200
+    if spec.dense:
+        np.testing.assert_array_equal(broken[:-1], good[:-1])
+    assert to_picture(spec, torch.full_like(values, value)).shape == good.shape
+
+
 def test_depths_of_one_range_have_equal_colours_and_near_is_bright() -> None:
     spec = get_task("depth_zbuffer")
     near_to_far = torch.linspace(0.4, 0.8, 64).reshape(1, 1, 64).expand(1, 4, 64)
