@@ -3,6 +3,8 @@
 from data_pipeline.rooms.kit import Kit, Top
 from data_pipeline.rooms.scene import Frame
 
+_WATER = ((0.35, 0.6, 0.7), (0.45, 0.7, 0.8))
+
 
 def counter(kit: Kit, frame: Frame, half_x: float) -> None:
     """A kitchen base unit of half depth 0.3 and height 0.9, with a worktop."""
@@ -90,12 +92,12 @@ def toilet(kit: Kit, frame: Frame) -> None:
 
 
 def washbasin(kit: Kit, frame: Frame) -> None:
-    """A washbasin on a pedestal with a tap, 0.28 x 0.24 in half size."""
+    """A full washbasin on a pedestal with a tap, 0.28 x 0.24 in half size."""
     piece, white, steel = kit.thing("sink", frame), kit.white(), kit.metal()
     piece.cone((0, 0.06, 0.36), 0.1, 0.07, 0.36, white)
     piece.cone((0, 0, 0.78), 0.12, 0.24, 0.08, white)
     piece.ring((0, 0, 0.855), 0.22, 0.02, white)
-    piece.ball((0, 0, 0.86), (0.2, 0.2, 0.008), kit.material(kit.palette.metal(), gloss=0.6))
+    piece.ball((0, 0, 0.86), (0.2, 0.2, 0.008), kit.material(_WATER, gloss=0.9))
     piece.limb((0, 0.2, 0.86), (0, 0.2, 1.02), 0.018, 0.014, steel)
     piece.limb((0, 0.2, 1.02), (0, 0.06, 1.0), 0.014, 0.012, steel)
 
@@ -104,7 +106,7 @@ def bathtub(kit: Kit, frame: Frame) -> None:
     """A bathtub, 0.8 x 0.38 in half size, filled."""
     piece, white = kit.thing("bathtub", frame), kit.white()
     piece.rounded((0, 0, 0.27), (0.8, 0.38, 0.27), 0.06, white)
-    water = kit.material(((0.35, 0.6, 0.7), (0.45, 0.7, 0.8)), "marble", gloss=0.9)
+    water = kit.material(_WATER, "marble", gloss=0.9)
     piece.ball((0, 0, 0.54), (0.7, 0.29, 0.012), water)
     piece.limb((0.6, 0.33, 0.54), (0.6, 0.33, 0.72), 0.02, 0.02, kit.metal())
     piece.limb((0.6, 0.33, 0.72), (0.6, 0.2, 0.68), 0.02, 0.015, kit.metal())

@@ -40,7 +40,6 @@ OBJECT_CLASSES: tuple[ObjectClass, ...] = (
     ObjectClass("curtain", 854, structure=True),  # theater curtain
     ObjectClass("rug", 741, structure=True),  # prayer rug
     ObjectClass("picture", structure=True),
-    ObjectClass("radiator", 753, structure=True),
     ObjectClass("clock", 892),  # wall clock
     ObjectClass("dining_table", 532, _voc("diningtable")),
     ObjectClass("coffee_table", 532, _voc("diningtable")),
