@@ -181,10 +181,14 @@ class ShardIndex:
         """
         if not self.has(sample, META_FIELD):
             return {}
+        data = self.read(sample, META_FIELD)
         try:
-            return dict(json.loads(self.read(sample, META_FIELD)))
-        except (UnicodeDecodeError, json.JSONDecodeError, TypeError):
-            raise UserError(f"{self.where(sample, META_FIELD)} is not a JSON object: restore the shard") from None
+            facts = json.loads(data)
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise UserError(f"{self.where(sample, META_FIELD)} is not a JSON object: restore the shard")
+        return facts
 
     def verify(self) -> None:
         """Compare every shard with its checksum.
@@ -207,7 +211,11 @@ class ShardIndex:
 
     def _sized(self, array: AnyArray, where: str) -> AnyArray:
         if array.shape[:2] != (self.size, self.size):
-            raise UserError(f"{where} is {array.shape[0]} x {array.shape[1]} pixels, not {self.size} x {self.size}")
+            height, width = array.shape[:2]
+            raise UserError(
+                f"{where} is {height} x {width} pixels, but the images are {self.size} x {self.size}: resize it and "
+                "make the shard again"
+            )
         return array
 
     def _descriptor(self, shard: int) -> int:

@@ -241,11 +241,15 @@ def test_evaluation_sees_every_sample_once(folder: Path, world: int, workers: in
     keys: list[str] = []
     pairs: Counter[str] = Counter()
     lengths = set()
+    told: list[list[list[int]]] = []
+    counted = 0
     for rank in range(world):
         loader = EvaluationLoader(index, TASKS, batch_size=3, rank=rank, world=world, limit=limit, workers=workers)
         batches = list(loader)
         lengths.add(len(batches))
         assert len(loader) == len(batches)
+        told.append([batch.global_pairs.tolist() for batch in batches])
+        counted = counted + np.array([torch.bincount(batch.pair_task, minlength=3).tolist() for batch in batches])
         for batch in batches:
             keys += batch.keys
             pairs.update(task for _, task, *_ in pairs_of(batch))
@@ -256,6 +260,7 @@ def test_evaluation_sees_every_sample_once(folder: Path, world: int, workers: in
     expected = list(index.keys[:limit])
     assert sorted(keys) == sorted(expected)
     assert len(lengths) == 1
+    assert told == [np.asarray(counted).tolist()] * world, "global_pairs are the pairs of all ranks in this turn"
     labels = index.available([spec.name for spec in TASKS])[: len(expected)].sum(axis=0)
     assert [pairs[spec.name] for spec in TASKS] == labels.tolist()
 

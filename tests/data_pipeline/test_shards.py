@@ -260,9 +260,10 @@ def test_a_shard_cut_after_loading_is_found_on_reading(folder: Path) -> None:
         index.read(4, "rgb")
 
 
-def test_damaged_facts_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("facts", [b"{", b"\xff", b'["abc"]', b"7"])
+def test_damaged_facts_are_named(tmp_path: Path, facts: bytes) -> None:
     _, rgb = encode_image(make_sample(0).rgb)
-    write_tar(tmp_path / "x.tar", [("k.rgb.png", rgb), ("k.meta.json", b"{")])
+    write_tar(tmp_path / "x.tar", [("k.rgb.png", rgb), ("k.meta.json", facts)])
     build_index(tmp_path)
     with pytest.raises(UserError, match=r"sample k, member meta is not a JSON object"):
         ShardIndex.load(tmp_path).meta(0)
@@ -308,6 +309,15 @@ def test_foreign_tars_are_indexed(tmp_path: Path) -> None:
     index = ShardIndex.load(tmp_path)
     assert index.keys == ("k0", "k1", "k2")
     np.testing.assert_array_equal(index.label(2, TASKS["depth_zbuffer"]), make_sample(2).labels["depth_zbuffer"])
+
+
+def test_foreign_labels_of_another_size_are_named(tmp_path: Path) -> None:
+    _, rgb = encode_image(make_sample(0).rgb)
+    _, depth = encode_label(TASKS["depth_zbuffer"], np.zeros((4, 5), np.uint16))
+    write_tar(tmp_path / "x.tar", [("k.rgb.png", rgb), ("k.depth_zbuffer.png", depth)])
+    build_index(tmp_path)
+    with pytest.raises(UserError, match=r"member depth_zbuffer is 4 x 5 pixels, but the images are 8 x 8"):
+        ShardIndex.load(tmp_path).label(0, TASKS["depth_zbuffer"])
 
 
 def test_no_cut_of_a_foreign_tar_goes_unnoticed(tmp_path: Path) -> None:
