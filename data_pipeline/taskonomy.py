@@ -12,7 +12,7 @@ resampled to one size.
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,8 @@ class TaskonomySource:
     """The views under a folder, in the order of building, point and view.
 
     `source[i]` raises `PartialSample` for a view with files that cannot be used: damaged, empty, given twice, or of a
-    wrong bit depth or shape; the rest is in its `sample`, which is None for a view without an image.
+    wrong bit depth or shape; the rest is in its `sample`, which is None for a view without an image. Files that belong
+    to no view come last, as samples of which nothing can be used.
 
     `mask_valid` is the domain of that name where a view has it, else the pixels to which a depth label gives a depth
     (code 65535 means none), else there is no mask.
@@ -62,14 +63,18 @@ class TaskonomySource:
             raise UserError(f"task '{foreign[0]}' is not of Taskonomy: choose from {', '.join(_TASKS)}")
         self._size = size
         self._tasks = {spec.name: spec for spec in tasks}
-        self._views = find_views(root, ("rgb", "mask_valid", *_TASKS))
+        self._views, self._strays = find_views(root, ("rgb", "mask_valid", *_TASKS))
         content = (size, list(self._tasks), [(view.key, sorted(view.files)) for view in self._views])
         self.name = f"taskonomy-{size}px-{len(tasks)}tasks-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._views) + len(self._strays)
 
     def __getitem__(self, index: int) -> Sample:
+        if index >= len(self._views):
+            path = self._strays[index - len(self._views)].where
+            reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
+            raise PartialSample([Problem(PurePath(path).name, "", reason, path)], None)
         view = self._views[index]
         problems: list[Problem] = []
         reason = f"the view has no rgb image, but {', '.join(sorted(view.files))}"

@@ -88,8 +88,12 @@ class View:
         return f"{building}/point_{self.point}_view_{self.view}".lstrip("/")
 
 
-def find_views(root: Path, domains: Sequence[str]) -> list[View]:
-    """Return the views under `root` that have a file of one of `domains`, by building, point and view.
+def find_views(root: Path, domains: Sequence[str]) -> tuple[list[View], list[RawFile]]:
+    """Find the views under `root` that have a file of one of `domains`.
+
+    Returns:
+        The views by building, point and view; and the files of the domains whose names tell no view, hidden ones
+        aside.
 
     Raises:
         UserError: no such folder, one that cannot be read, no file of a known domain, no image at all, a damaged tar,
@@ -98,10 +102,13 @@ def find_views(root: Path, domains: Sequence[str]) -> list[View]:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the one that holds rgb, depth_zbuffer and the like")
     views: dict[tuple[str, int, int], View] = {}
+    strays = []
     found = set()
     for building, domain, name, file in _raw_files(root, domains):
         match = _NAME.fullmatch(name)
         if match is None:
+            if not name.startswith("."):
+                strays.append(file)
             continue
         found.add(domain)
         identity = (building, int(match[1]), int(match[2]))
@@ -117,7 +124,7 @@ def find_views(root: Path, domains: Sequence[str]) -> list[View]:
             f"folders or tars named {', '.join(domains)}; it holds {here}"
         )
     _check_keys(views.values())
-    return [views[identity] for identity in sorted(views)]
+    return [views[identity] for identity in sorted(views)], strays
 
 
 def _check_keys(views: Iterable[View]) -> None:

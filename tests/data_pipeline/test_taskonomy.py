@@ -245,6 +245,18 @@ def test_a_folder_of_something_else_says_what_was_looked_for(tmp_path: Path) -> 
         TaskonomySource(tmp_path, 12, resolve_tasks(["semseg"]))
 
 
+def test_files_that_belong_to_no_view_are_listed(tmp_path: Path) -> None:
+    write_view(tmp_path / "raw", "buildings", 1, 0)
+    stray = write(tmp_path / "raw/rgb/allensville/view_7.png", rgb())
+    (stray.parent / ".DS_Store").touch()
+    write(tmp_path / "raw/photos/cat.png", rgb())
+    report = pack(TaskonomySource(tmp_path / "raw", 12, DEPTH_AND_SCENE), tmp_path / "out")
+    assert report.samples == 1
+    (problem,) = report.problems
+    assert (problem.key, problem.path) == ("view_7.png", str(stray))
+    assert "belongs to no view" in problem.reason
+
+
 def test_a_folder_that_cannot_be_read_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_view(tmp_path, "buildings", 1, 0)
     scandir = os.scandir
