@@ -1,8 +1,8 @@
 """Arrays to bytes and back: the members of a shard.
 
-Images and dense labels are PNG (8 or 16 bit, lossless); vectors are npy. JPEG, WebP and npy labels are read as well. A
-PNG's depth is taken from its own header: image libraries reduce some 16-bit files to 8 bits without a word, and a label
-of the wrong depth would train a wrong model.
+Images and dense labels are written as PNG (8 or 16 bit, lossless), vectors as npy; JPEG and WebP images and dense npy
+labels are read too. A PNG's depth is taken from its own header: image libraries reduce some 16-bit files to 8 bits
+without a word, and a label of the wrong depth would train a wrong model.
 """
 
 import io

@@ -41,7 +41,7 @@ class Cursor:
         return replace(self, position=self.position + images)
 
     def check(self, index: ShardIndex, seed: int) -> None:
-        """Refuse to go on with other data or another order, which would skip and repeat samples unseen.
+        """Refuse to go on with other data or another seed, which would skip and repeat samples unseen.
 
         Raises:
             UserError: the shards or the seed differ from those of the checkpoint.

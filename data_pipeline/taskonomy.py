@@ -87,7 +87,7 @@ class TaskonomySource:
         if rgb is None:
             path = view.files["rgb"].where if "rgb" in view.files else ""
             raise PartialSample([Problem(view.key, "", reason, path)], None)
-        mask = _read_mask(view, problems)
+        mask = _read_mask(view, rgb, problems)
         sample = Sample(
             key=view.key,
             rgb=square_mean(rgb, self._size),
@@ -120,11 +120,7 @@ class TaskonomySource:
         if not spec.dense:
             return _read_vector(spec, file)
         label = decode_label(spec, file.suffix, file.read(), "the file")
-        aspects = [array.shape[1] / array.shape[0] for array in (label, rgb)]
-        if abs(aspects[0] / aspects[1] - 1.0) > _ASPECT_TOLERANCE:
-            raise UserError(
-                f"the label is {label.shape[:2]} pixels, which is no scaling of the image's {rgb.shape[:2]}"
-            )
+        _check_aspect(label, rgb)
         if spec.interpolation == "bilinear":
             return square_mean(label, self._size, mask if spec.uses_mask_valid else None)
         return square_nearest(label, self._size)
@@ -134,18 +130,25 @@ def _read_image(file: RawFile) -> NDArray[np.uint8]:
     return decode_image(file.suffix, file.read(), "the file")
 
 
-def _read_mask(view: View, problems: list[Problem]) -> NDArray[np.bool_] | None:
+def _check_aspect(array: AnyArray, rgb: NDArray[np.uint8]) -> None:
+    aspects = [height / width for height, width in (array.shape[:2], rgb.shape[:2])]
+    if abs(aspects[0] / aspects[1] - 1.0) > _ASPECT_TOLERANCE:
+        raise UserError(f"the file is {array.shape[:2]} pixels, which is no scaling of the image's {rgb.shape[:2]}")
+
+
+def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> NDArray[np.bool_] | None:
     """(H, W) bool at the resolution of the file that says it; None if no file does.
 
-    A depth that cannot be read is no problem here: it is one where it is a label.
+    A depth that cannot be used is no problem here: it is one where it is a label.
     """
     if "mask_valid" in view.files:
         file = view.files["mask_valid"]
         try:
             mask = decode_member(file.suffix, file.read(), "the file")
-            if mask.ndim == 2 and mask.dtype == np.uint8:
-                return mask > 0
-            raise UserError(f"the mask is {mask.dtype} of shape {mask.shape}, but must be 8-bit grey")
+            if mask.ndim != 2 or mask.dtype != np.uint8:
+                raise UserError(f"the mask is {mask.dtype} of shape {mask.shape}, but must be 8-bit grey")
+            _check_aspect(mask, rgb)
+            return mask > 0
         except UserError as error:
             problems.append(Problem(view.key, "mask_valid", str(error), file.where))
     for name in _DEPTHS:
@@ -153,6 +156,7 @@ def _read_mask(view: View, problems: list[Problem]) -> NDArray[np.bool_] | None:
             spec = TASKS[name]
             try:
                 depth = decode_label(spec, view.files[name].suffix, view.files[name].read(), "the file")
+                _check_aspect(depth, rgb)
             except UserError:
                 continue
             return np.asarray(depth != spec.encoding.invalid)

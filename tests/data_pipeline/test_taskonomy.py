@@ -215,6 +215,17 @@ def test_mask_valid_comes_from_its_own_domain_before_any_depth(tmp_path: Path) -
     np.testing.assert_array_equal(sample.mask_valid, np.repeat([[0, 0, 0, 255, 255, 255]], 6, axis=0))
 
 
+def test_a_mask_of_another_shape_than_the_image_is_never_laid_over_it(tmp_path: Path) -> None:
+    write_view(tmp_path, "buildings", 1, 0)
+    damage_aspect(tmp_path)
+    write(tmp_path / "mask_valid/allensville/point_1_view_0_domain_depth_zbuffer.png", np.zeros((20, 12), np.uint8))
+    with pytest.raises(PartialSample) as caught:
+        TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE)[0]
+    assert [problem.task for problem in caught.value.problems] == ["mask_valid", "depth_zbuffer"]
+    assert caught.value.sample is not None
+    assert caught.value.sample.mask_valid is None
+
+
 def test_wide_views_lose_their_sides_and_unknown_pixels_do_not_bleed(tmp_path: Path) -> None:
     codes = np.full((8, 16), 1000, np.uint16)
     keypoints = np.full((8, 16), 2000, np.uint16)
