@@ -13,7 +13,7 @@ def counter(kit: Kit, frame: Frame, half_x: float) -> None:
     piece.box((0, 0.02, 0.43), (half_x - 0.005, 0.27, 0.43), body)
     piece.box((0, 0, 0.88), (half_x, 0.3, 0.02), top)
     for i in (-1, 1):
-        piece.box((i * half_x / 2, -0.252, 0.46), (half_x / 2 - 0.004, 0.006, 0.36), body)
+        piece.box((i * half_x / 2, -0.25, 0.46), (half_x / 2 - 0.004, 0.003, 0.36), body)
         piece.limb((i * 0.06, -0.28, 0.68), (i * 0.06, -0.28, 0.78), 0.008, 0.008, kit.metal())
     kit.tops.append(Top(frame.at(0, 0, 0.9), half_x * 0.85, 0.22, 0.45))
 
@@ -23,7 +23,7 @@ def wall_cupboard(kit: Kit, frame: Frame, half_x: float, half_z: float) -> None:
     piece, body = kit.thing("cabinet", frame), kit.lacquer()
     piece.box((0, -0.16, 0), (half_x, 0.15, half_z), body)
     for i in (-1, 1):
-        piece.box((i * half_x / 2, -0.312, 0), (half_x / 2 - 0.004, 0.006, half_z - 0.004), body)
+        piece.box((i * half_x / 2, -0.31, 0), (half_x / 2 - 0.004, 0.003, half_z - 0.004), body)
         piece.ball((i * 0.05, -0.33, -half_z * 0.6), (0.012, 0.014, 0.04), kit.metal())
 
 
@@ -125,7 +125,7 @@ def file_cabinet(kit: Kit, frame: Frame, height: float) -> None:
     drawers = round(height / 0.33)
     half = height / drawers / 2
     for k in range(drawers):
-        piece.box((0, -0.282, (2 * k + 1) * half), (0.234, 0.006, half - 0.004), steel)
+        piece.box((0, -0.28, (2 * k + 1) * half), (0.234, 0.003, half - 0.004), steel)
         piece.limb((-0.06, -0.3, (2 * k + 1.2) * half), (0.06, -0.3, (2 * k + 1.2) * half), 0.01, 0.01, kit.dark())
     kit.tops.append(Top(frame.at(0, 0, height), 0.2, 0.22, 0.5))
 

@@ -1,7 +1,7 @@
 """The room itself: faces, skirting, doors, windows with frames and panes, curtains, rugs, pictures.
 
-What lies on a wall stands out by millimetres only: the sides of deeper ledges would be narrower than a pixel and dot
-the labels with odd normals.
+What lies flat on a wall or floor stands out by millimetres only: the sides of deeper ledges would be narrower than a
+pixel and dot the labels with odd normals.
 """
 
 from random import Random
@@ -52,8 +52,8 @@ def empty_room(kit_rng: Random, palette: Palette, scene_type: str, plan: FloorPl
         paint = kit.paint()
         w, d = plan.half_width, plan.half_depth
         for side in (-1, 1):
-            skirting.box((side * w, 0, 0.04), (0.006, d, 0.04), paint)
-            skirting.box((0, side * d, 0.04), (w, 0.006, 0.0395), paint)
+            skirting.box((side * w, 0, 0.04), (0.002, d, 0.04), paint)
+            skirting.box((0, side * d, 0.04), (w, 0.002, 0.0395), paint)
     return kit
 
 
@@ -65,11 +65,11 @@ def door(kit: Kit, plan: FloorPlan) -> None:
     frame = spot.at(0, 0, -1.04)
     plan.reserve(frame.at(0, -0.45), 0.45, 0.35, 2.0)
     piece, leaf, paint = kit.thing("door", frame), kit.lacquer(), kit.paint()
-    piece.box((0, 0, 1.0), (0.4, 0.01, 1.0), leaf)
+    piece.box((0, 0, 1.0), (0.4, 0.003, 1.0), leaf)
     for side in (-1, 1):
-        piece.box((side * 0.435, 0, 1.02), (0.04, 0.02, 1.02), paint)
-        piece.box((0, -0.008, 1.0 + side * 0.48), (0.28, 0.008, 0.38), leaf)
-    piece.box((0, 0, 2.04), (0.4, 0.0195, 0.04), paint)
+        piece.box((side * 0.435, 0, 1.02), (0.04, 0.008, 1.02), paint)
+        piece.box((0, 0, 1.0 + side * 0.48), (0.28, 0.006, 0.38), leaf)
+    piece.box((0, 0, 2.04), (0.4, 0.0075, 0.04), paint)
     piece.limb((0.33, -0.06, 1.0), (0.24, -0.06, 1.0), 0.014, 0.012, kit.metal())
     piece.limb((0.33, 0, 1.0), (0.33, -0.06, 1.0), 0.012, 0.012, kit.metal())
 
@@ -88,17 +88,17 @@ def window(kit: Kit, plan: FloorPlan) -> Frame | None:
     frame = spot.at(0, 0, sill + half_z - (low + high) / 2)
     piece, paint = kit.thing("window", frame), kit.paint()
     for side in (-1, 1):
-        piece.box((side * half_x, 0, 0), (0.035, 0.03, half_z + 0.035), paint)
-        piece.box((0, 0, side * half_z), (half_x, 0.0295, 0.035), paint)
-    piece.box((0, 0, 0), (0.02, 0.02, half_z), paint)
+        piece.box((side * half_x, 0, 0), (0.035, 0.01, half_z + 0.035), paint)
+        piece.box((0, 0, side * half_z), (half_x, 0.0095, 0.035), paint)
+    piece.box((0, 0, 0), (0.02, 0.007, half_z), paint)
     sill_depth = 0.02 if curtains else 0.06
     piece.box((0, -sill_depth, -half_z - 0.03), (half_x + 0.06, sill_depth, 0.015), paint)
     panes = kit.thing("window", frame)
     view = kit.material(kit.palette.white(), "sky", gloss=0.0, glow=0.95)
     rows = kit.rng.choice((1, 2))
     if rows == 2:
-        piece.box((0, 0, 0), (half_x, 0.0195, 0.02), paint)
-    panes.box((0, 0, 0), (half_x - 0.03, 0.01, half_z - 0.03), view)
+        piece.box((0, 0, 0), (half_x, 0.0065, 0.02), paint)
+    panes.box((0, 0, 0), (half_x - 0.03, 0.003, half_z - 0.03), view)
     if curtains:
         cloth = kit.cloth()
         for side in (-1, 1):
@@ -127,7 +127,7 @@ def rug(kit: Kit, plan: FloorPlan) -> None:
     pile = kit.material(kit.palette.cloth(), ("carpet", "stripes", "fabric", "checker"), gloss=0.0)
     piece = kit.thing("rug", Frame(kit.between(-0.2, 0.2), kit.between(-0.3, 0.3)))
     if kit.rng.random() < 0.3:
-        piece.cylinder((0, 0, 0.002), min(plan.half_width * 0.65, kit.between(0.8, 1.2)), 0.002, pile)
+        piece.cylinder((0, 0, 0), min(plan.half_width * 0.65, kit.between(0.8, 1.2)), 0.001, pile)
     else:
-        size = (plan.half_width * kit.between(0.4, 0.65), plan.half_depth * kit.between(0.4, 0.65), 0.002)
-        piece.box((0, 0, 0.002), size, pile)
+        size = (plan.half_width * kit.between(0.4, 0.65), plan.half_depth * kit.between(0.4, 0.65), 0.001)
+        piece.box((0, 0, 0), size, pile)

@@ -84,18 +84,18 @@ def bed(kit: Kit, frame: Frame, half_x: float) -> None:
 def cabinet(kit: Kit, frame: Frame, cls: str, half_x: float, half_y: float, height: float) -> None:
     """A closed cabinet: doors with knobs, or drawers when low."""
     piece, body, knob = kit.thing(cls, frame), kit.lacquer(), kit.metal()
-    piece.box((0, 0.004, height / 2), (half_x, half_y - 0.004, height / 2), body)
+    piece.box((0, 0.0015, height / 2), (half_x, half_y - 0.0015, height / 2), body)
     front, gap = kit.material((body.ground, body.figure), body.texture, gloss=body.gloss), 0.004
     if height < 1.0 and kit.rng.random() < 0.5:
         drawers = max(2, round(height / 0.28))
         for k in range(drawers):
             half = height / drawers / 2
-            piece.box((0, 0.006 - half_y, (2 * k + 1) * half), (half_x - gap, 0.006, half - gap), front)
+            piece.box((0, 0.003 - half_y, (2 * k + 1) * half), (half_x - gap, 0.003, half - gap), front)
             piece.ball((0, -half_y, (2 * k + 1) * half), (0.05, 0.016, 0.012), knob)
     else:
         for i in (-1, 1):
             x = i * half_x / 2
-            piece.box((x, 0.006 - half_y, height / 2), (half_x / 2 - gap, 0.006, height / 2 - gap), front)
+            piece.box((x, 0.003 - half_y, height / 2), (half_x / 2 - gap, 0.003, height / 2 - gap), front)
             piece.ball((i * 0.05, -half_y, height * 0.52), (0.012, 0.016, 0.05), knob)
     if height < 1.4:
         kit.tops.append(Top(frame.at(0, 0, height), half_x * 0.9, half_y * 0.8, 0.5))

@@ -116,13 +116,13 @@ def picture(kit: Kit, frame: Frame, half_x: float, half_z: float) -> None:
     """A framed picture; the frame's origin is on the wall at its middle."""
     piece, wood = kit.thing("picture", frame), kit.wood()
     piece.box(
-        (0, -0.005, 0),
-        (half_x, 0.008, half_z),
+        (0, 0, 0),
+        (half_x, 0.003, half_z),
         kit.material((kit.palette.accent()[0], kit.rng.choice((kit.palette.leaf(), kit.palette.toy()))[0]), "picture"),
     )
     for i in (-1, 1):
-        piece.box((i * half_x, -0.01, 0), (0.02, 0.01, half_z + 0.02), wood)
-        piece.box((0, -0.01, i * half_z), (half_x, 0.0095, 0.02), wood)
+        piece.box((i * half_x, 0, 0), (0.02, 0.007, half_z + 0.02), wood)
+        piece.box((0, 0, i * half_z), (half_x, 0.0065, 0.02), wood)
 
 
 def wall_clock(kit: Kit, frame: Frame) -> None:
