@@ -63,7 +63,7 @@ def to_picture(
     unknown |= broken.reshape(-1, *unknown.shape).any(0) if spec.dense else broken.any()
     if mask is not None:
         unknown |= ~_array(mask).astype(bool).reshape(unknown.shape)
-    return np.where(unknown[:, :, None], _hatching(*unknown.shape), picture)
+    return np.where(unknown[:, :, None], _hatching(*picture.shape[:2]), picture)
 
 
 def shared_range(pictures: Iterable[tuple[Values, Values | None]]) -> Range:

@@ -138,3 +138,18 @@ def test_the_camera_is_clear_of_things() -> None:
         assert max(depth_in(solids, p, eye) for p in things) < 0
         beyond = np.abs(np.einsum("pkx,px->pk", solids.axes[things], eye - solids.centre[things]))
         assert np.linalg.norm(np.maximum(beyond - solids.extent[things], 0), axis=1).min() > 0.44
+
+
+def test_what_lies_flat_has_no_sides_to_see() -> None:
+    """At 64 pixels a ledge of centimetres is a row of stray normals."""
+    seen = set()
+    for index in range(12):
+        solids = furnish(Random(f"things/{index}")).scene.freeze()
+        room = solids.half * np.array([[-1], [1]]) + (0, 0, solids.half[2])
+        for p in np.flatnonzero(np.isin(solids.kind, (Kind.BOX, Kind.FRUSTUM))):
+            name = OBJECT_CLASSES[solids.cls[p]].name
+            if name in ("wall", "door", "picture", "rug"):
+                inwards = np.abs(room - solids.centre[p]).min(0) + reaches(solids)[p]
+                assert inwards.min() < 0.01, name
+                seen.add(name)
+    assert seen == {"wall", "door", "picture", "rug"}
