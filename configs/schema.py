@@ -13,7 +13,7 @@ from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weights = dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
 
 # Sizes of the published models (arXiv 2212.08066, official configuration), and one for CPUs.
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
@@ -166,7 +166,7 @@ class DataConfig(Section):
     """Side of the square model input in pixels."""
     tasks_per_image: Positive | None = None
     """Tasks that each image serves in a step; None: every task whose label it has."""
-    task_shares: dict[str, float] = Field(default_factory=dict)
+    task_shares: Weights = Field(default_factory=dict)
     """Relative number of pairs per task in a global batch, of the run or not; 1 where not given. Matters with
     tasks_per_image."""
     shuffle_window_shards: Positive = 8
@@ -213,7 +213,7 @@ class TrainConfig(Section):
     """recompute: keep only block inputs and run blocks again in backward; recompute_offload: keep those on the CPU."""
     task_weighting: Literal["fixed", "uncertainty"] = "fixed"
     """fixed: `task_weights`; uncertainty: learned homoscedastic weights (arXiv 1705.07115)."""
-    task_weights: dict[str, float] = Field(default_factory=dict)
+    task_weights: Weights = Field(default_factory=dict)
     """Loss weight per task, of the run or not; 1 where not given."""
     log_every_steps: Positive = 10
     """Steps between lines of metrics.jsonl."""
@@ -277,11 +277,8 @@ class RunConfig(Section):
             ("train.task_weights", self.train.task_weights),
             ("data.task_shares", self.data.task_shares),
         ):
-            for task, value in given.items():
-                if task not in TASKS:
-                    raise ValueError(f"{field}.{task}: {unknown_task(task)}")
-                if value < 0:
-                    raise ValueError(f"{field}.{task} is negative")
+            if unknown := [task for task in given if task not in TASKS]:
+                raise ValueError(f"{field}.{unknown[0]}: {unknown_task(unknown[0])}")
         if self.data.image_size % self.model.patch_size:
             raise ValueError(
                 f"data.image_size {self.data.image_size} is not a multiple of model.patch_size {self.model.patch_size}"

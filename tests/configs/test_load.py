@@ -57,7 +57,8 @@ def test_dump_and_load_give_an_equal_configuration(
         ("tasks: [normal, dept_zbuffer]", [], "unknown task 'dept_zbuffer': did you mean 'depth_zbuffer'?"),
         ("tasks: [normal, normal]", [], "task 'normal' is given twice"),
         ("train: {task_weights: {semsegg: 2}}", [], "train.task_weights.semsegg: unknown task 'semsegg': did you mean"),
-        ("", ["data.task_shares.normal=-1"], "override 'data.task_shares.normal=-1': data.task_shares.normal is neg"),
+        ("", ["data.task_shares.normal=-1"], "override 'data.task_shares.normal=-1': data.task_shares.normal: "),
+        ("train: {task_weights: {normal: .nan}}", [], "recipe.yaml: train.task_weights.normal: "),
         ("", ["seed=1", "train.steps=5"], "override 'train.steps=5': optim.warmup_steps 20 exceeds train.steps 5"),
         (
             "",
