@@ -119,7 +119,9 @@ def grouped_linear(rows_AD: Tensor, weights_EDF: Tensor, ends_E: Tensor) -> Tens
 def grouped_outer(left_AD: Tensor, right_AF: Tensor, ends_E: Tensor) -> Tensor:
     """Return (E, D, F): left^T right over each expert's run of rows, zero where it has none."""
     if _has_kernel(left_AD, right_AF):
-        return F.grouped_mm(left_AD.t(), right_AF, offs=ends_E)
+        # The kernel of capability 10.0 leaves garbage where a run is empty (pytorch issue 172439).
+        idle_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
+        return F.grouped_mm(left_AD.t(), right_AF, offs=ends_E).masked_fill_(idle_E[:, None, None], 0)
     out_EDF = left_AD.new_empty(len(ends_E), left_AD.shape[1], right_AF.shape[1])
     begin = 0
     for expert, end in enumerate(ends_E.tolist()):
@@ -129,8 +131,8 @@ def grouped_outer(left_AD: Tensor, right_AF: Tensor, ends_E: Tensor) -> Tensor:
 
 
 def _has_kernel(rows_AD: Tensor, other: Tensor) -> bool:
-    """Whether F.grouped_mm has its fused kernel here; it wants strides in multiples of 16 bytes."""
-    if not (rows_AD.is_cuda and rows_AD.dtype == torch.bfloat16):
+    """Whether F.grouped_mm has its fused kernel here; it wants rows, and strides in multiples of 16 bytes."""
+    if not (rows_AD.is_cuda and rows_AD.dtype == torch.bfloat16 and len(rows_AD)):
         return False
     aligned = rows_AD.shape[-1] % 8 == 0 and other.shape[-1] % 8 == 0
     return aligned and torch.cuda.get_device_capability(rows_AD.device)[0] in (9, 10)

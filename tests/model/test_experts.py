@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -71,6 +72,24 @@ def test_matches_the_plain_loop_through_the_grouped_kernel(dtype: torch.dtype, m
     by_kernel = output_and_gradients(layer, x, random_routing(40, 5, 2, idle=3), weights)
     for mine, true in zip(by_kernel, by_loop, strict=True):
         assert relative_error(mine, true) <= (1e-5 if dtype == torch.float32 else 0.01)
+
+
+def test_an_idle_expert_s_product_is_zero_whatever_the_kernel_leaves_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(left: Tensor, right: Tensor, offs: Tensor) -> Tensor:
+        """Like the one of Blackwell: writes nothing where a run is empty."""
+        out = torch.full((len(offs), len(left), right.shape[1]), torch.nan)
+        for expert, (begin, end) in enumerate(itertools.pairwise([0, *offs.tolist()])):
+            if begin < end:
+                out[expert] = left[:, begin:end] @ right[begin:end]
+        return out
+
+    monkeypatch.setattr(experts, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(F, "grouped_mm", kernel)
+    left, right = torch.randn(5, 3), torch.randn(5, 4)
+    outer = grouped_outer(left, right, torch.tensor([0, 2, 2, 5, 5], dtype=torch.int32))
+    expected = torch.zeros(5, 3, 4)
+    expected[1], expected[3] = left[:2].t() @ right[:2], left[2:].t() @ right[2:]
+    torch.testing.assert_close(outer, expected)
 
 
 def test_gradients_are_exact_with_an_idle_expert() -> None:
