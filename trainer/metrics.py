@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from configs.tasks import MetricKind, TaskSpec
 from data_pipeline.targets import Target, depth_metres
@@ -97,10 +98,13 @@ def _metres(prediction: Tensor) -> Tensor:
 
 
 def _angle_deg(prediction: Tensor, values: Tensor) -> Tensor:
-    """Return the angle between the vectors in degrees; atan2 keeps small angles that arccos loses to rounding."""
-    sine = torch.linalg.cross(prediction, values, dim=1).norm(dim=1, keepdim=True)
-    cosine = (prediction * values).sum(dim=1, keepdim=True)
-    return torch.rad2deg(torch.atan2(sine, cosine))
+    """Return the angle to the unit vectors `values` in degrees; 90 where the prediction has no direction.
+
+    2 atan2(|u - v|, |u + v|) for unit u and v keeps small angles that arccos loses to rounding (Kahan).
+    """
+    unit = functional.normalize(prediction, dim=1)
+    apart, along = ((unit + sign * values).norm(dim=1, keepdim=True) for sign in (-1, 1))
+    return torch.rad2deg(2 * torch.atan2(apart, along))
 
 
 def _agreement(logits: Tensor, probabilities: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ def test_mean_angle_ignores_the_length_of_predictions(degrees: float) -> None:
     assert measure("normal", "mean_angle_deg", prediction, target) == pytest.approx(degrees, abs=1e-3)
 
 
+def test_a_prediction_without_direction_is_not_right() -> None:
+    target = dense(torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1, 1))
+    assert measure("normal", "mean_angle_deg", torch.zeros(1, 3, 1, 1), target) == pytest.approx(90.0)
+
+
 def test_classification_metrics() -> None:
     values = torch.zeros(2, 365)
     values[0, 5], values[1, 7] = 1.0, 1.0
