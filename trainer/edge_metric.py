@@ -36,10 +36,11 @@ class BoundaryF:
 
     def update(self, prediction: Tensor, target: Target) -> None:
         """Match p pairs; prediction (p, 1, H, W) logits, target values 1 on edges. Masked pixels match nothing."""
-        scores = prediction.float().sigmoid()
-        kept = (ridges(scores) & target.mask).cpu()
-        labelled = (thin((target.values > 0.5).squeeze(1)).unsqueeze(1) & target.mask).cpu()
-        for score, ridge, label in zip(scores.cpu(), kept, labelled, strict=True):
+        # On the CPU, where the matching is: ridges would move with a GPU's rounding of convolutions (TF32).
+        scores, values, mask = prediction.float().sigmoid().cpu(), target.values.cpu(), target.mask.cpu()
+        kept = ridges(scores) & mask
+        labelled = thin((values > 0.5).squeeze(1)).unsqueeze(1) & mask
+        for score, ridge, label in zip(scores, kept, labelled, strict=True):
             candidates = ridge & (score >= THRESHOLDS.view(-1, 1, 1))
             matches = torch.tensor([count_matches(edges, label[0].numpy()) for edges in candidates.numpy()])
             self.state += torch.cat([matches, candidates.sum(dim=(1, 2)), label.sum().view(1)])
@@ -74,7 +75,7 @@ def ridges(score: Tensor) -> Tensor:
     """
     if score.numel() == 0:
         return score > 0
-    binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=score.device) / 16
+    binomial = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     smooth = F.conv2d(F.pad(score, (2, 2, 2, 2), mode="replicate"), torch.outer(binomial, binomial)[None, None])
     dy, dx = torch.gradient(smooth, dim=(2, 3))
     dyy, dyx = torch.gradient(dy, dim=(2, 3))
@@ -99,11 +100,10 @@ def thin(edges: Tensor) -> Tensor:
 
     Guo and Hall, Communications of the ACM 32(3), 1989: the two subiterations alternate until nothing changes.
     """
-    tables = [table.to(edges.device) for table in _removable()]
     edges = edges.clone()
     while True:
         before = edges.clone()
-        for table in tables:
+        for table in _removable():
             edges &= ~table[_neighbour_codes(edges)]
         if torch.equal(before, edges):
             return edges
