@@ -140,6 +140,7 @@ class Matching:
         assert tuple(layer.info for layer in routing) == self._layers, "routing of another model"
         information, entropy, balance = {}, {}, {}
         loss = torch.zeros((), dtype=torch.float64, device=routing[0].z_sum.device)
+        self._prior_T = self._prior_T.to(loss.device)  # once: each copy would wait for the device
         for layer, sums in zip(self._layers, _sum_packed(routing, process_group), strict=True):
             balance[layer.name] = load_balance(sums.prob_sum_TE, sums.counts_TE, sums.tokens_T, layer.top_k)
             loss = loss + self.config.load_balance_weight * balance[layer.name]
@@ -183,7 +184,7 @@ class Matching:
         moved_TE = torch.where(met_T1, torch.lerp(fresh_TE, running_TE, self.config.ema_decay), fresh_TE)
         self._running[name] = torch.where(seen_T1, moved_TE, running_TE)
 
-        prior_T = self._prior_T.to(S_TE.device) * (seen_T1 | met_T1)[:, 0]
+        prior_T = self._prior_T * (seen_T1 | met_T1)[:, 0]
         return S_TE, prior_T / prior_T.sum().clamp_min(_TINY)
 
 
@@ -191,7 +192,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def _log(p: Tensor) -> Tensor:
-    """Logarithm for terms p log q: exact for every normal number, finite with a zero gradient at 0."""
+    """Logarithm for terms p log q: exact for every normal float32, finite with a zero gradient at 0."""
     return p.clamp_min(_TINY).log()
 
 
