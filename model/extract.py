@@ -76,12 +76,14 @@ class SquadModel(nn.Module):
         }
 
     @classmethod
-    def from_spec(cls, spec: Mapping[str, Any]) -> "SquadModel":
+    def from_spec(cls, spec: Any) -> "SquadModel":
         """Rebuild a model from `spec()`; its weights come from `load_state_dict`.
 
         Raises:
             UserError: not the description of a squad, or one of another version.
         """
+        if not isinstance(spec, Mapping):
+            raise UserError("there is no squad description: extract the squad again")
         if spec.get("version") != FORMAT_VERSION:
             raise UserError(f"squad has format version {spec.get('version')}, this program reads {FORMAT_VERSION}")
         try:
@@ -89,8 +91,16 @@ class SquadModel(nn.Module):
             return cls(config, get_task(spec["task"]), int(spec["image_size"]), spec["kept"])
         except KeyError as error:
             raise UserError(f"squad description lacks {error}: extract the squad again") from error
-        except (ValidationError, ValueError, TypeError) as error:
-            raise UserError(f"squad description is damaged, extract the squad again: {error}") from error
+        except (ValueError, TypeError) as error:
+            raise UserError(f"squad description is damaged, extract the squad again: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what is wrong in one line; pydantic names every fault and explains each over several."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    fault = error.errors(include_url=False)[0]
+    return ".".join(map(str, fault["loc"])) + ": " + fault["msg"]
 
 
 def select_experts(

@@ -21,7 +21,7 @@ from configs.atomic import atomic_path, write_text_atomically
 from configs.errors import UserError
 from configs.load import dump_config
 from configs.schema import RunConfig
-from model.extract import SquadModel
+from model.extract import SquadModel, first_line
 from model.mod_squad import ModSquad
 from trainer.run_files import parse_json, read_config
 from trainer.squad_summary import SquadSummary
@@ -85,10 +85,15 @@ def load_exported(path: Path, device: torch.device = _CPU) -> tuple[ModSquad, Ru
         UserError: no such file, or it is not an exported model.
     """
     metadata, weights = _read_weights(path, MODEL_FORMAT)
-    config = RunConfig.model_validate(yaml.safe_load(metadata["config"]))
+    try:
+        config, step = RunConfig.model_validate(yaml.safe_load(metadata["config"])), int(metadata["step"])
+    except KeyError as error:
+        raise UserError(f"{path}: its metadata lacks {error}: export the run again") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: its configuration does not fit this program: {first_line(error)}") from None
     model = ModSquad(config.model, config.task_specs, config.data.image_size)
     _load(model, weights, str(path))
-    return model.to(device).eval(), config, int(metadata["step"])
+    return model.to(device).eval(), config, step
 
 
 def save_squad(folder: Path, squad: SquadModel, summary: SquadSummary) -> None:
@@ -98,7 +103,10 @@ def save_squad(folder: Path, squad: SquadModel, summary: SquadSummary) -> None:
         UserError: the folder cannot be written.
     """
     # An older description must not stand beside new weights, should we stop in between.
-    (folder / SQUAD_FILE).unlink(missing_ok=True)
+    try:
+        (folder / SQUAD_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     _save_weights(folder / SQUAD_WEIGHTS, squad, {"format": SQUAD_FORMAT})
     values = {"format": SQUAD_FORMAT, **summary.model_dump(mode="json"), "spec": squad.spec()}
     write_text_atomically(folder / SQUAD_FILE, json.dumps(values, indent=2, allow_nan=False) + "\n")
@@ -111,7 +119,7 @@ def load_squad(folder: Path, device: torch.device = _CPU) -> SquadModel:
         UserError: the folder holds no complete squad, or its parts do not fit each other.
     """
     values = read_squad_json(folder)
-    squad = SquadModel.from_spec(values["spec"])
+    squad = SquadModel.from_spec(values.get("spec"))
     _, weights = _read_weights(folder / SQUAD_WEIGHTS, SQUAD_FORMAT)
     _load(squad, weights, str(folder))
     return squad.to(device).eval()
@@ -126,7 +134,9 @@ def read_squad_json(folder: Path) -> dict[str, Any]:
     path = folder / SQUAD_FILE
     if not path.is_file():
         raise UserError(f"{folder} holds no squad: {SQUAD_FILE} is absent (`modsquad extract` writes one)")
-    values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"), str(path))
+    values = parse_json(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not describe a squad: extract again")
     if values.get("format") != SQUAD_FORMAT:
         raise UserError(f"{path} has format {values.get('format')!r}, this program reads {SQUAD_FORMAT}: extract again")
     return values

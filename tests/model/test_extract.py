@@ -178,3 +178,7 @@ def test_faults_are_named() -> None:
         SquadModel.from_spec({key: value for key, value in spec.items() if key != "kept"})
     with pytest.raises(UserError, match="damaged"):
         SquadModel.from_spec({**spec, "kept": {}})
+    with pytest.raises(UserError, match=r"damaged.*: width: [^\n]+\Z"):
+        SquadModel.from_spec({**spec, "model": {**spec["model"], "depth": "deep", "width": -1}})
+    with pytest.raises(UserError, match="no squad description"):
+        SquadModel.from_spec(None)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from configs.errors import UserError
@@ -123,6 +124,12 @@ def test_damaged_squads_are_named(squad: SquadModel, tmp_path: Path) -> None:
     (tmp_path / SQUAD_FILE).write_text('{"format": "modsquad.squad.9"}')
     with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.9'"):
         load_squad(tmp_path)
+    (tmp_path / SQUAD_FILE).write_text('{"format": "modsquad.squad.1"}')
+    with pytest.raises(UserError, match="no squad description"):
+        load_squad(tmp_path)
+    (tmp_path / SQUAD_FILE).write_text("[]")
+    with pytest.raises(UserError, match="does not describe a squad"):
+        load_squad(tmp_path)
     (tmp_path / SQUAD_FILE).write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         load_squad(tmp_path)
@@ -132,6 +139,36 @@ def test_a_squad_is_no_exported_model(squad: SquadModel, tmp_path: Path) -> None
     save_squad(tmp_path, squad, squad_summary())
     with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.1', expected modsquad\.model\.1"):
         load_exported(tmp_path / SQUAD_WEIGHTS)
+
+
+def test_a_file_in_the_place_of_the_squad_s_folder_is_named(squad: SquadModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file: Not a directory"):
+        save_squad(tmp_path / "file", squad, squad_summary())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (
+            {"config": "model: {depth: deep, width: -1}", "step": "1"},
+            r"does not fit this program: model\.\w+: [^\n]+\Z",
+        ),
+        (
+            {"config": "tasks: [nothing]", "step": "1"},
+            r"does not fit this program: [^\n]*unknown task 'nothing'[^\n]*\Z",
+        ),
+        ({"config": "a: [", "step": "1"}, r"does not fit this program: [^\n]+\Z"),
+        ({"config": "{}"}, "metadata lacks 'step'"),
+    ],
+)
+def test_an_exported_model_of_another_program_is_refused_in_one_line(
+    metadata: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata={"format": "modsquad.model.1", **metadata})
+    with pytest.raises(UserError, match=message):
+        load_exported(path)
 
 
 def test_an_exported_model_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
