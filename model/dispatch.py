@@ -126,8 +126,9 @@ class LocalExchange(Exchange):
 class RankExchange(Exchange):
     """Experts are sharded over a group of ranks.
 
-    Two small integer collectives set it up: how many rows and choices go where, then the expert of every choice. After
-    that, each method is one variable-split all-to-all forward and one backward.
+    Two small integer collectives set it up: how many rows and choices go where, then the expert of every choice. The
+    host waits for the device once, to learn the first. After that, each method is one variable-split all-to-all forward
+    and one backward.
     """
 
     def __init__(self, experts_SK: Tensor, num_experts: int, group: ExpertGroup) -> None:
@@ -138,10 +139,8 @@ class RankExchange(Exchange):
         owner_C, self._leave_C = (experts_SK.flatten() // local).sort(stable=True)
         token_C = self._leave_C // self._top_k
         first_C = _starts_run(owner_C * tokens + token_C)
-        self._token_M = token_C[first_C]  # token of each row that leaves, owner-major
-        rows_to = torch.bincount(owner_C[first_C], minlength=group.size)
-        choices_to = torch.bincount(owner_C, minlength=group.size)
-        sent = torch.stack([rows_to, choices_to], dim=1)
+        ones_C = torch.ones_like(owner_C)
+        sent = owner_C.new_zeros(group.size, 2).index_add_(0, owner_C, torch.stack([first_C.long(), ones_C], dim=1))
         received = _all_to_all_equal(sent, group)
         rows_sent, choices_sent, rows_received, choices_received = torch.cat([sent, received], dim=1).T.tolist()
         self._rows = _Splits(rows_sent, rows_received, group)
@@ -154,6 +153,8 @@ class RankExchange(Exchange):
         self.order = expert_order(code_A // 2, row_A, sum(rows_received), local)
         self._cell_A = row_A * self._slots + slot_A  # where the gates of arriving rows are
         row_C, slot_C = _rows_and_slots(first_C)
+        # Token of each row that leaves, owner-major; a row's choices all write the same.
+        self._token_M = token_C.new_empty(sum(rows_sent)).scatter_(0, row_C, token_C)
         self._arrive_C = inverse_of(self._leave_C)
         self._cell_C = (row_C * self._slots + slot_C)[self._arrive_C]
         home_M, self._place_M = self._token_M.sort(stable=True)
@@ -220,9 +221,9 @@ def _starts_run(key_C: Tensor) -> Tensor:
 
 def _rows_and_slots(first_A: Tensor) -> tuple[Tensor, Tensor]:
     """Return the row of each assignment and its rank within the row, from where rows begin."""
-    row_A = first_A.cumsum(0) - 1
-    begin_M = first_A.nonzero().flatten()
-    return row_A, torch.arange(len(row_A), device=row_A.device) - begin_M[row_A]
+    place_A = torch.arange(len(first_A), device=first_A.device)
+    begin_A = torch.where(first_A, place_A, 0).cummax(0).values
+    return first_A.cumsum(0) - 1, place_A - begin_A
 
 
 def _all_to_all(x: Tensor, splits: _Splits) -> Tensor:
