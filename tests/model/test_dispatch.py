@@ -1,5 +1,6 @@
 """Experts over ranks against one process: outputs, all gradients, and how much travels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -170,16 +171,24 @@ def layer_choices(case: Case) -> Tensor:
     return choose(case, router(x, torch.arange(len(x)) % TASKS)).experts_SK
 
 
-def bfloat16_layer(rank: int, world: int) -> tuple[Tensor, Tensor]:
-    """Output of a bfloat16 layer on this rank alone and over all ranks."""
-    x = torch.randn(20, TOKENS, WIDTH, generator=torch.Generator().manual_seed(rank)).bfloat16()
+def bfloat16_layer(rank: int, kind: str, group: ExpertGroup) -> dict[str, Tensor]:
+    """Output and gradients of a bfloat16 layer on this rank's rows."""
+    source = torch.Generator().manual_seed(rank)
+    x = torch.randn(20, TOKENS, WIDTH, generator=source).bfloat16().requires_grad_()
+    upstream = torch.randn(20, TOKENS, WIDTH, generator=source).bfloat16()
     router = TaskRouter(width=WIDTH, num_experts=EXPERTS, num_tasks=1, top_k=3, seed=2).bfloat16()
-    routing = router(x, None)
-    outputs = []
-    for group in (ExpertGroup(), ExpertGroup(world, rank)):
+    layer: torch.nn.Module
+    if kind == "mlp":
+        layer = ExpertMLP(width=WIDTH, hidden=HIDDEN, num_experts=EXPERTS, top_k=3, group=group).bfloat16()
+        y = layer(x.flatten(0, 1), router(x, None)).view_as(x)
+    else:
         layer = ExpertAttention(width=WIDTH, head_width=4, num_experts=EXPERTS, top_k=3, group=group).bfloat16()
-        outputs.append(layer(x, routing).detach())
-    return outputs[0], outputs[1]
+        y = layer(x, router(x, None))
+    y.backward(upstream)
+    gradients = {name: parameter.grad for name, parameter in [("x", x), *layer.named_parameters()]}
+    found = {"y": y.detach(), "router": router.weight.grad, **gradients}
+    assert all(value is not None and value.dtype == torch.bfloat16 for value in found.values())
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def summed(rank: int, world: int) -> tuple[Tensor, Tensor]:
@@ -190,16 +199,32 @@ def summed(rank: int, world: int) -> tuple[Tensor, Tensor]:
     return total.detach(), x.grad
 
 
-def bfloat16_and_sums(rank: int, world: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    return bfloat16_layer(rank, world), summed(rank, world)
+BFloat16Results = dict[str, list[dict[str, Tensor]]]
+
+
+def bfloat16_and_sums(rank: int, world: int) -> tuple[BFloat16Results, tuple[Tensor, Tensor]]:
+    groups = (ExpertGroup(), ExpertGroup(world, rank))
+    layers = {kind: [bfloat16_layer(rank, kind, group) for group in groups] for kind in ("mlp", "attention")}
+    return layers, summed(rank, world)
 
 
 def test_bfloat16_over_ranks_and_autograd_sum() -> None:
-    for rank, ((alone, together), (total, grad)) in enumerate(run_ranks(bfloat16_and_sums, 2)):
-        assert together.dtype == torch.bfloat16
-        assert relative_error(together, alone) < 0.01
+    ranks = run_ranks(bfloat16_and_sums, 2)
+    for kind in ("mlp", "attention"):
+        alone, together = zip(*(layers[kind] for layers, _ in ranks), strict=True)
+        case = Case(kind, (20, 20))  # type: ignore[arg-type]
+        exact, ours = merged_bfloat16(alone), merged(case, list(together))
+        for name, value in exact.items():
+            assert relative_error(ours[name], value) < 0.01, (kind, name)
+    for rank, (_, (total, grad)) in enumerate(ranks):
         assert total.tolist() == [3.0, 6.0]
         assert grad.tolist() == [3.0 * (rank + 1), 30.0 * (rank + 1)]  # both ranks' upstream gradients, summed
+
+
+def merged_bfloat16(ranks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Results of whole layers that saw the rows of one rank each, as one layer that saw all would have them."""
+    parts = {name: [rank[name].float() for rank in ranks] for name in ranks[0]}
+    return {name: torch.cat(part) if name in ("y", "x") else torch.stack(part).sum(0) for name, part in parts.items()}
 
 
 def test_sum_over_ranks_is_the_identity_without_ranks() -> None:

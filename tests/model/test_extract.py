@@ -99,12 +99,14 @@ def test_unaffected_share_is_what_a_plain_count_gives(threshold: float) -> None:
     assert share.tokens < 1
 
 
-def test_the_first_layer_treats_surviving_tokens_alike_even_when_others_are_lost() -> None:
-    built = model(placement="mlp")
+@pytest.mark.parametrize("kind", ["mlp", "attention"])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_the_first_layer_treats_surviving_tokens_alike_even_when_others_are_lost(kind: str, renormalize: bool) -> None:
+    built = model(placement=kind, renormalize_gates=renormalize)
     _, ledger = predict(built, "normal", BATCH)
     kept = select_experts(ledger, "normal", built.expert_layers, 0.45)
     squad = extract_squad(built, "normal", kept)
-    first, task = "blocks.0.mlp", torch.zeros(1, dtype=torch.int64)
+    first, task = f"blocks.0.{kind}", torch.zeros(1, dtype=torch.int64)
     x = torch.randn(1, 64, 16, generator=torch.Generator().manual_seed(2))
     member = torch.ones(1, 1)
     large_layer, small_layer = (part.backbone.get_submodule(first) for part in (built.eval(), squad))
