@@ -47,7 +47,8 @@ def extract_task(
         images: validation images to measure on, from the start of the index; None: `evaluate.images` of the run.
 
     Raises:
-        UserError: no such task, no checkpoint, no evaluation of its step, missing shards, or `out` cannot be written.
+        UserError: no such task, no checkpoint, no evaluation of its step, missing shards, no image with the
+            task's label, or `out` cannot be written.
     """
     model, config, step = load_run_model(run_dir)
     spec = _find_task(config, task)
@@ -139,7 +140,12 @@ def _one_task_forward(model: ModSquad, task: str) -> Forward:
 
 
 def _labelled_images(index: ShardIndex, config: RunConfig, spec: TaskSpec, limit: int | None) -> Iterator[Tensor]:
-    """Yield the images that have the task's label, (b, 3, S, S) in [-1, 1]: those that the metric is about."""
+    """Yield the images that have the task's label, (b, 3, S, S) in [-1, 1]: those that the metric is about.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = 0
     loader = EvaluationLoader(
         index,
         [spec],
@@ -152,9 +158,12 @@ def _labelled_images(index: ShardIndex, config: RunConfig, spec: TaskSpec, limit
     try:
         for batch in loader:
             prepared = prepare_batch(batch, [spec], config.data.image_size)
+            found += len(prepared.pair_image)
             yield prepared.images[prepared.pair_image]
     finally:
         loader.close()
+    if not found:
+        raise UserError(f"no validation image to measure on has a label of '{spec.name}': measure on more images")
 
 
 def _layers(model: ModSquad, kept: Kept, unaffected: Unaffected) -> tuple[SquadLayer, ...]:

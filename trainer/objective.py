@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
@@ -76,7 +77,8 @@ class Objective(nn.Module):
         matching = self.matching(output.routing, None)
         statistics = StepStatistics(
             loss_sum_T=loss_sum_T.detach(),
-            pairs_T=torch.bincount(prepared.pair_task, minlength=len(self._tasks)),
+            # Not bincount: on a GPU it waits for the device.
+            pairs_T=one_hot(prepared.pair_task, len(self._tasks)).sum(0),
             matching_loss=matching.loss.detach(),
             mutual_information=matching.mutual_information,
             routing=[_detached(layer) for layer in output.routing],

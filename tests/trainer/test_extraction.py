@@ -2,11 +2,15 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from configs.errors import UserError
+from configs.load import dump_config
 from data_pipeline.index import ShardIndex
+from data_pipeline.sample import Sample
+from data_pipeline.shards import ShardWriter, write_index
 from model.routing_stats import RoutingLedger
 from tests.trainer.tiny_run import SIDE, TASKS, UNLABELLED, tiny_config, tiny_model
 from trainer.evaluate import evaluate, model_forward
@@ -75,6 +79,20 @@ def test_images_limit_what_is_measured(run: Path) -> None:
     few = extract_task(run, "class_scene", run / "few", images=UNLABELLED + 1)
     assert few.images == UNLABELLED + 1
     assert few.value_before in (0.0, 1.0)  # accuracy on the only labelled image of the two
+
+
+def test_images_without_the_task_s_label_are_refused(run: Path) -> None:
+    (run / "bare").mkdir()
+    with ShardWriter(run / "bare" / "shard_000000.tar") as writer:
+        pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+        writer.write(Sample(key="sample", rgb=pixels, labels={"normal": pixels}))
+    write_index(run / "bare", [writer.entry])
+    config = tiny_config(run, ep_size=2)
+    data = config.data.model_copy(update={"val": str(run / "bare")})
+    (run / "config.yaml").write_text(dump_config(config.model_copy(update={"data": data})))
+    with pytest.raises(UserError, match="no validation image to measure on has a label of 'class_scene'"):
+        extract_task(run, "class_scene", run / "few")
+    assert not (run / "few").exists()
 
 
 def test_an_unknown_task_is_named(run: Path) -> None:
