@@ -6,16 +6,18 @@ into a hidden folder beside its place, made durable, described in a manifest, an
 only then older ones go. Whatever goes wrong on one rank is agreed between all, so that none waits for another.
 """
 
+import errno
 import fcntl
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +30,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from configs.atomic import sync_folder, write_text_atomically
 from configs.errors import UserError
+from trainer.agreement import on_all, on_main
 from trainer.checkpoint_files import (
     MANIFEST,
     FileEntry,
@@ -43,8 +46,6 @@ from trainer.checkpoint_files import (
 from trainer.engine import Engine
 
 _FOLDER, _LATEST, _PARTIAL = "checkpoints", "latest", ".partial"
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ def save(run_dir: Path, engine: Engine, *, step: int, state: Mapping[str, Any], 
     unfinished = folder / f".{final.name}{_PARTIAL}"
     logical = engine.logical_state()
     try:
-        _on_main(group, lambda: _begin(folder, unfinished, state))
+        on_main(group, lambda: _begin(folder, unfinished, state))
         _save_tensors(logical, unfinished, group)
-        described = _on_all(group, lambda: _describe_share(unfinished, rank))
+        described = on_all(group, lambda: _describe_share(unfinished, rank))
         manifest = Manifest(
             step=step,
             world=engine.layout.world,
@@ -91,7 +92,7 @@ def save(run_dir: Path, engine: Engine, *, step: int, state: Mapping[str, Any], 
             zero_stage=engine.zero_stage,
             files={name: entry for share in described for name, entry in share.items()},
         )
-        _on_main(group, lambda: _complete(unfinished, final, manifest, keep_last))
+        on_main(group, lambda: _complete(unfinished, final, manifest, keep_last))
     finally:
         if rank == 0:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -110,10 +111,10 @@ def load_latest(run_dir: Path, engine: Engine) -> Restored | None:
         UserError: every checkpoint is damaged, or it holds another model; the same on all ranks.
     """
     group = engine.world_group
-    candidates = _on_main(group, lambda: _candidates(run_dir))
+    candidates = on_main(group, lambda: _candidates(run_dir))
     damaged: list[str] = []
     for folder in candidates:
-        found = _on_all(group, partial(_check, folder, dist.get_rank(group), engine.layout.world))
+        found = on_all(group, partial(_check, folder, dist.get_rank(group), engine.layout.world))
         if problem := next(filter(None, found), None):
             damaged.append(problem)
             continue
@@ -155,30 +156,54 @@ def read_weights(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
 def lock_run(run_dir: Path) -> Iterator[None]:
     """Keep other processes from training in `run_dir`, until the block ends or this process does.
 
+    On a file system without locks, as Lustre may be mounted, nothing keeps them out.
+
     Raises:
         UserError: another process does so now, or the folder cannot be written.
     """
     path = run_dir / ".lock"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another run_dir") from error
-    with file:
+    with ExitStack() as resources:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{run_dir} is in use by another run (process {file.read().strip() or 'unknown'}): "
-                "stop that one, or choose another run_dir"
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}")
-        file.flush()
+            run_dir.mkdir(parents=True, exist_ok=True)
+            file = resources.enter_context(path.open("ab+", buffering=0))
+            _take_lock(file, run_dir)
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {os.uname().nodename}".encode())
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another run_dir") from error
         yield
 
 
+def _take_lock(file: FileIO, run_dir: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{run_dir} is in use by another run (process {file.read().decode() or 'unknown'}): "
+            "stop that one, or choose another run_dir"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+
+
+@contextmanager
+def _naming_storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _storage_error(error) from error
+
+
+def _storage_error(cause: object) -> UserError:
+    return UserError(
+        f"cannot use the checkpoint folder ({str(cause).splitlines()[0]}): free some space or choose another run_dir; "
+        "complete checkpoints are as they were"
+    )
+
+
+@_naming_storage_errors()
 def _begin(folder: Path, unfinished: Path, state: Mapping[str, Any]) -> None:
     """Make an empty hidden folder, sweep out those of killed saves, and write the loop's state."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,13 +218,14 @@ def _save_tensors(logical: dict[str, Tensor], unfinished: Path, group: dist.Proc
     try:
         save_tensors(logical, storage_writer=FileSystemWriter(unfinished), process_group=group)
     except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
+        cause, _ = next(iter(error.failures.values()))
         # torch reports a file that it could not write as a RuntimeError.
         if isinstance(cause, OSError) or "PytorchStreamWriter" in str(cause):
-            raise _storage_error(rank, cause) from None
+            raise _storage_error(cause) from None
         raise
 
 
+@_naming_storage_errors()
 def _describe_share(unfinished: Path, rank: int) -> dict[str, FileEntry]:
     """Describe the files that `rank` wrote: `__RANK_*` its tensors; rank 0 everything else."""
     files = [path for path in unfinished.iterdir() if path.name.startswith(f"__{rank}_")]
@@ -208,6 +234,7 @@ def _describe_share(unfinished: Path, rank: int) -> dict[str, FileEntry]:
     return {path.name: describe_file(path) for path in files}
 
 
+@_naming_storage_errors()
 def _complete(unfinished: Path, final: Path, manifest: Manifest, keep_last: int) -> None:
     """Turn the hidden folder into a checkpoint, name it in `latest`, and remove what is no longer kept."""
     folder = final.parent
@@ -223,14 +250,13 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest, keep_last: int)
         shutil.rmtree(path)
 
 
+@_naming_storage_errors()
 def _candidates(run_dir: Path) -> list[Path]:
-    """Return the checkpoint that `latest` names and those before it, newest first; all where `latest` is missing."""
+    """Return the checkpoint that `latest` names and those before it, newest first; all where it names none of them."""
     folder = run_dir / _FOLDER
-    try:
-        latest = (folder / _LATEST).read_text().strip()
-    except FileNotFoundError:
-        return _complete_folders(folder)
-    return [path for path in _complete_folders(folder) if path.name <= latest]
+    complete, pointer = _complete_folders(folder), folder / _LATEST
+    latest = pointer.read_text().strip() if pointer.exists() else ""
+    return [path for path in complete if path.name <= latest] or complete
 
 
 def _complete_folders(folder: Path) -> list[Path]:
@@ -263,37 +289,3 @@ def _stored_sizes(folder: Path) -> dict[str, torch.Size]:
 
 def _shape(size: torch.Size | None) -> str:
     return "absent" if size is None else str(tuple(size))
-
-
-def _on_all(group: dist.ProcessGroup, action: Callable[[], Result]) -> list[Result]:
-    """Run `action` on every rank and return all results; if one rank fails, all ranks raise.
-
-    A UserError stays one; an OSError becomes one, for it speaks of the user's storage.
-    """
-    outcome: tuple[Result | None, Exception | None]
-    try:
-        outcome = action(), None
-    except OSError as error:
-        outcome = None, _storage_error(dist.get_rank(group), error)
-    except Exception as error:
-        outcome = None, error
-    outcomes: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(outcomes, outcome, group=group)
-    for _, failure in outcomes:
-        if failure is not None:
-            raise failure
-    return [result for result, _ in outcomes]
-
-
-def _on_main(group: dist.ProcessGroup, action: Callable[[], Result]) -> Result:
-    """Run `action` on rank 0 and return its result on every rank; if it fails, all ranks raise."""
-    results = _on_all(group, lambda: action() if dist.get_rank(group) == 0 else None)
-    result: Result = results[0]  # type: ignore[assignment]  # rank 0 has run the action
-    return result
-
-
-def _storage_error(rank: int, cause: object) -> UserError:
-    return UserError(
-        f"rank {rank} cannot use the checkpoint folder ({str(cause).splitlines()[0]}): free some space or choose "
-        "another run_dir; complete checkpoints are as they were"
-    )

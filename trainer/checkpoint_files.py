@@ -78,12 +78,14 @@ def find_damage(folder: Path, manifest: Manifest, share: int, shares: int) -> st
     """Check every `shares`-th file, from the `share`-th on, against the manifest; return the first thing wrong."""
     for name, entry in sorted(manifest.files.items())[share::shares]:
         path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != entry.bytes:
-            return f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}"
-        if describe_file(path) != entry:
-            return f"{path} has another SHA-256 than when it was written"
+        try:
+            size = path.stat().st_size
+            if size != entry.bytes:
+                return f"{path} has {size} bytes instead of {entry.bytes}"
+            if describe_file(path) != entry:
+                return f"{path} has another SHA-256 than when it was written"
+        except OSError as error:
+            return f"{path}: {error.strerror}"
     return None
 
 

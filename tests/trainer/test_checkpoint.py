@@ -1,7 +1,10 @@
+import errno
+import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BufferedReader
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,31 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(engine: Engine, tmp_path:
     assert (again.step, again.damaged) == (2, ())
 
 
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(engine: Engine, tmp_path: Path) -> None:
+    save_steps(tmp_path, engine, [1, 2])
+
+    def digest(file: BufferedReader, kind: str, real: Callable[..., Any] = hashlib.file_digest) -> Any:
+        if "step_00000002" in file.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file, kind)
+
+    with mock.patch("hashlib.file_digest", digest):
+        restored = load_latest(tmp_path, engine)
+        assert read_weights(tmp_path)[0] == 1
+    assert restored is not None
+    assert restored.step == 1
+    assert "Input/output error" in restored.damaged[0]
+
+
+@pytest.mark.parametrize("pointer", ["", "step_00000000", "nonsense"])
+def test_a_pointer_to_nothing_never_hides_good_checkpoints(engine: Engine, tmp_path: Path, pointer: str) -> None:
+    save_steps(tmp_path, engine, [1, 2])
+    (tmp_path / "checkpoints/latest").write_text(pointer)
+    restored = load_latest(tmp_path, engine)
+    assert restored is not None
+    assert restored.step == 2
+
+
 def test_all_damaged_is_an_error(engine: Engine, tmp_path: Path) -> None:
     save_steps(tmp_path, engine, [1, 2])
     for file in tmp_path.glob("checkpoints/*/state.json"):
@@ -195,6 +223,14 @@ def test_a_run_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
         pass
     with lock_run(run_dir):
         pass
+
+
+def test_file_systems_without_locks_can_be_used(tmp_path: Path) -> None:
+    with (
+        mock.patch("fcntl.flock", side_effect=OSError(errno.ENOSYS, "Function not implemented")),
+        lock_run(tmp_path),
+    ):
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
