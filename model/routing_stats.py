@@ -113,20 +113,36 @@ class RoutingLedger:
         """Rebuild what `to_json` gave.
 
         Raises:
-            UserError: another format version.
+            UserError: another format version, or values of another kind or shape.
+            KeyError: a key is missing.
         """
+        if not isinstance(values, Mapping):
+            raise UserError("routing ledger is damaged: evaluate the run again")
         if values.get("version") != FORMAT_VERSION:
             raise UserError(
                 f"routing ledger has format version {values.get('version')}, this program reads {FORMAT_VERSION}: "
                 "evaluate the run again"
             )
+        try:
+            return cls._from_entries(values["tasks"], values["layers"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"routing ledger is damaged ({error}): evaluate the run again") from None
+
+    @classmethod
+    def _from_entries(cls, tasks: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> "RoutingLedger":
         facts = ("name", "kind", "block", "num_experts", "top_k", "sees_task")
-        layers = [ExpertLayerInfo(**{fact: entry[fact] for fact in facts}) for entry in values["layers"]]
-        ledger = cls(layers, values["tasks"])
-        for entry in values["layers"]:
+        layers = [ExpertLayerInfo(**{fact: entry[fact] for fact in facts}) for entry in entries]
+        ledger = cls(layers, tasks)
+        for entry in entries:
             name = entry["name"]
-            ledger.tokens[name] = torch.tensor(entry["tokens"], dtype=torch.int64)
-            ledger.counts[name] = torch.tensor(entry["counts"], dtype=torch.int64)
-            ledger.prob_sums[name] = torch.tensor(entry["prob_sums"], dtype=torch.float64)
-            ledger.entropy_sums[name] = torch.tensor(entry["entropy_sums"], dtype=torch.float64)
+            for key, table in (
+                ("tokens", ledger.tokens),
+                ("counts", ledger.counts),
+                ("prob_sums", ledger.prob_sums),
+                ("entropy_sums", ledger.entropy_sums),
+            ):
+                read = torch.tensor(entry[key], dtype=table[name].dtype)
+                if read.shape != table[name].shape:
+                    raise ValueError(f"{key} of {name} has shape {tuple(read.shape)}")
+                table[name] = read
         return ledger

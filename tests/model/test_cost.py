@@ -47,8 +47,10 @@ def test_presets_match_the_published_models(
     with torch.device("meta"):
         built = ModSquad(sizes, tasks, 224)
     assert parameters_of(built) == count_parameters(sizes, tasks, 224).total
-    # Ours is smaller by 0.35 % (small) and 0.19 % (base): there is no class token, and the heads have fewer channels.
-    assert count_parameters(sizes, tasks, 224).total == pytest.approx(published_parameters, rel=0.004)
+    # Theirs has three channels for reshading, a class token with its position, and no norm in front of each head; what
+    # is left are the norms of its class heads, and the digits in which it is given.
+    explained = 2 * (sizes.width + 1) * 16**2 + 2 * sizes.width - len(tasks) * 2 * sizes.width
+    assert count_parameters(sizes, tasks, 224).total + explained == pytest.approx(published_parameters, abs=12_000)
     if published_macs:
         macs = [count_macs(sizes, task, 224) for task in tasks]
         assert sum(macs) / len(macs) == pytest.approx(published_macs, rel=0.005)

@@ -74,6 +74,14 @@ def test_json_round_trip() -> None:
         RoutingLedger.from_json({**copy.to_json(), "version": 0})
 
 
+@pytest.mark.parametrize("change", [{"layers": None}, {"layers": [3]}, {"tasks": ["normal"]}, {"tasks": 3}])
+def test_a_damaged_file_is_told_in_one_line(change: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"routing ledger is damaged \([^\n]*\): evaluate the run again\Z"):
+        RoutingLedger.from_json({**ledger_of_two_steps().to_json(), **change})
+    with pytest.raises(UserError, match="damaged"):
+        RoutingLedger.from_json([])  # type: ignore[arg-type]
+
+
 def one_update_per_rank(rank: int, world: int) -> dict[str, object]:
     ledger = RoutingLedger([INFO], TASKS)
     ledger.update([routing_of([[[rank, 2]]], [rank])])
