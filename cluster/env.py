@@ -60,6 +60,19 @@ def detect() -> RankEnv:
     return RankEnv(master_port=free_port())
 
 
+def choose_gpu(local_rank: int, visible: int) -> int:
+    """Return which of the `visible` GPUs belongs to a rank.
+
+    A scheduler may show each rank its own GPU alone, which is number 0 whatever the local rank.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if visible > 1 and local_rank >= visible:
+        raise UserError(f"local rank {local_rank} has no GPU, for {visible} are visible: start at most {visible} ranks")
+    return local_rank if visible > 1 else 0
+
+
 def free_port() -> int:
     """Return a TCP port of the loopback interface that nobody listens on at this moment."""
     with socket.socket() as probe:

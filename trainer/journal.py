@@ -4,8 +4,8 @@ Every rank adds what it sees; one packed reduction per line brings the sums of a
 
 For the steps since the line before, a line holds means over steps (`loss`, `matching_loss`, `mutual_information` in
 nats per layer), means over pairs (`task_loss`), and means over steps and ranks (`step_seconds`, `data_wait_seconds`).
-A step without an update, its gradient not being finite, is left out of them. `images`, `pairs` and `bad_steps` count
-since the start of the run. A number that does not exist is null.
+A step without an update, its gradient not being finite, is left out of them and of `pairs`. `images`, `pairs` and
+`bad_steps` count since the start of the run. A number that does not exist is null.
 """
 
 import json
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.atomic import write_text_atomically
+from configs.errors import UserError
 from trainer.objective import StepStatistics
 
 METRICS_FILE = "metrics.jsonl"
@@ -104,11 +105,19 @@ def _quotient(value: float, count: float) -> float | None:
 
 
 def append_line(run_dir: Path, line: Mapping[str, Any]) -> None:
-    """Append one line to metrics.jsonl and push it to the disk; a reader never sees half of it but after a crash."""
-    with (run_dir / METRICS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one line to metrics.jsonl and push it to the disk; a reader never sees half of it but after a crash.
+
+    Raises:
+        UserError: no space, or the file cannot be written.
+    """
+    path = run_dir / METRICS_FILE
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another run_dir") from error
 
 
 def truncate_lines(run_dir: Path, step: int) -> None:

@@ -5,7 +5,7 @@ Collectives run on every rank in the same order, never only on rank 0 and never 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -21,9 +21,10 @@ from configs.load import dump_config
 from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.loader import TrainLoader
-from data_pipeline.targets import prepare_batch
+from data_pipeline.targets import Prepared, prepare_batch
 from model.routing_stats import RoutingLedger
 from trainer import checkpoint
+from trainer.agreement import on_each, on_main
 from trainer.assembly import assemble
 from trainer.constant import Constants, constant_predictor
 from trainer.continuity import check_continues
@@ -96,15 +97,13 @@ class Trainer:
                     self._log(outcome)
                 if self.env.is_main:
                     self._listener.on_step(done, self._line)
-                stop = signals.agreed(self.parts.engine.world_group)
-                if stop or done % self.config.checkpoint.every_steps == 0 or done == steps:
+                self._stop_if_told(signals)
+                if done % self.config.checkpoint.every_steps == 0 or done == steps:
                     self._save()
-                if stop:
-                    raise Interrupted(stop, done)
                 if self.config.evaluate.every_steps and done % self.config.evaluate.every_steps == 0:
-                    self.evaluate()
+                    self.evaluate(signals)
             if self._evaluated_step != self.state.steps_done:
-                self.evaluate()
+                self.evaluate(signals)
 
     def step(self) -> StepOutcome:
         """Run one optimizer step on the next global batch. A bad step leaves no trace but its place in the data.
@@ -122,7 +121,7 @@ class Trainer:
         keys: list[str] = []
         for _ in range(parts.accumulation):
             asked = time.perf_counter()
-            batch = next(self._batches)
+            batch = on_each(parts.engine.world_group, lambda: next(self._batches))
             waited += time.perf_counter() - asked
             prepared = prepare_batch(batch.to(parts.engine.device), parts.tasks, self.config.data.image_size)
             loss, statistics = parts.engine(prepared, scale)
@@ -143,19 +142,27 @@ class Trainer:
         self.state.cursor = self.state.cursor.advanced(train.images_per_step)
         return outcome
 
-    def evaluate(self) -> Evaluation:
+    def evaluate(self, signals: StopSignals | None = None) -> Evaluation:
         """Evaluate on the validation shards, on all ranks, and write evaluation and routing ledger. A collective call.
 
         Raises:
+            Interrupted: one of `signals` came, after a checkpoint.
             UserError: a damaged shard, or no space.
         """
         parts, config, step = self.parts, self.config, self.state.steps_done
         if self._constants is None:
             self._constants = constant_predictor(parts.train_index, parts.tasks, config.data.image_size)
         ledger = RoutingLedger(self.state.ledger.layers, self.state.ledger.tasks)
+        forward = model_forward(parts.model, ledger)
+
+        def forward_unless_told(prepared: Prepared) -> Mapping[str, torch.Tensor]:
+            if signals is not None:
+                self._stop_if_told(signals)
+            return forward(prepared)
+
         parts.objective.eval()
         evaluation = evaluate(
-            model_forward(parts.model, ledger),
+            forward_unless_told,
             parts.val_index,
             config,
             parts.tasks,
@@ -174,21 +181,20 @@ class Trainer:
         self._evaluated_step = step
         return evaluation
 
+    def _stop_if_told(self, signals: StopSignals) -> None:
+        """Save and raise Interrupted when a signal has reached any rank. A collective call."""
+        if stop := signals.agreed(self.parts.engine.world_group):
+            self._save()
+            raise Interrupted(stop, self.state.steps_done)
+
     def close(self) -> None:
         """Release loader, engine and run folder; `fit` has done so when it returns."""
         self._resources.close()
 
     def _lock(self) -> None:
         """Keep other runs out of the folder; rank 0 does so, and every rank raises if it cannot."""
-        problem: list[str | None] = [None]
-        if self.env.is_main:
-            try:
-                self._resources.enter_context(checkpoint.lock_run(self.run_dir))
-            except UserError as error:
-                problem = [str(error)]
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise UserError(problem[0])
+        assert dist.group.WORLD is not None, "init_distributed has made it"
+        on_main(dist.group.WORLD, lambda: self._resources.enter_context(checkpoint.lock_run(self.run_dir)))
 
     def _resume(self) -> None:
         """Go to the latest checkpoint, if any, and make the run folder say so."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from cluster.env import RankEnv
+from cluster.env import RankEnv, choose_gpu
 from cluster.groups import Layout
 from configs.errors import UserError
 
@@ -44,7 +44,9 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
         return
     backend = "cpu:gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(env.local_rank)
+        gpu = choose_gpu(env.local_rank, torch.cuda.device_count())
+        torch.cuda.set_device(gpu)
+        os.environ["LOCAL_RANK"] = str(gpu)  # by which DeepSpeed chooses
         backend += ",cuda:nccl"
     timeout = timedelta(seconds=timeout_seconds)
     if env.world == 1:
@@ -53,7 +55,7 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
         return
     try:
         dist.init_process_group(backend, init_method="env://", timeout=timeout)
-    except dist.DistError as error:
+    except RuntimeError as error:  # also gloo's own, for a host name or an interface that does not exist
         raise UserError(
             f"rank {env.rank} of {env.world} could not meet the others at {env.master_addr}:{env.master_port} "
             f"within {timeout_seconds:g} s: check that all ranks were started and that this address is reachable "

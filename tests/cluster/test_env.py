@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.env import RankEnv, detect
+from cluster.env import RankEnv, choose_gpu, detect
 from configs.errors import UserError
 
 LAUNCHER_VARIABLES = (
@@ -70,3 +70,10 @@ def test_incomplete_or_wrong_variables_are_named(
             monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         detect()
+
+
+def test_each_rank_gets_its_gpu_also_where_it_sees_no_other() -> None:
+    assert [choose_gpu(rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+    assert choose_gpu(3, 1) == 0
+    with pytest.raises(UserError, match="start at most 2 ranks"):
+        choose_gpu(2, 2)

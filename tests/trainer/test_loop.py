@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -18,9 +19,12 @@ from rich.console import Console
 from cluster.env import RankEnv, free_port
 from configs.errors import UserError
 from data_pipeline.index import ShardIndex
+from data_pipeline.reading import read_batch
 from model.routing_stats import RoutingLedger
+from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from tests.trainer.noted_training import keys_of_steps, train
+from trainer.constant import Constants
 from trainer.engine import close_distributed
 from trainer.evaluate import evaluate_run, latest_evaluation
 from trainer.loop import Interrupted, Trainer
@@ -163,6 +167,37 @@ def test_ctrl_c_saves_at_the_step_boundary_and_the_run_goes_on(
     assert lines[0]["loss"] == pytest.approx(sum(line["loss"] for line in wanted[:3]) / 3, rel=1e-6)
     assert lines[0]["pairs"] == wanted[2]["pairs"]
     assert keys_of_steps(tmp_path / "run") == keys_of_steps(undisturbed / "run")
+
+
+def _damaged_on_rank_1(rank: int, world: int, folder: Path) -> str:
+    def read(*args: Any, real: Callable[..., Any] = read_batch) -> Any:
+        if rank == 1:
+            raise UserError("000.tar is damaged")
+        return real(*args)
+
+    env = RankEnv(rank=rank, world=world, local_rank=rank)
+    with mock.patch("data_pipeline.loader.read_batch", read), pytest.raises(UserError) as caught:
+        Trainer(loop_config(folder, "parallel.ep_size=2"), env).fit()
+    return str(caught.value)
+
+
+def test_a_shard_damaged_for_one_rank_is_the_same_error_on_all(undisturbed: Path, tmp_path: Path) -> None:
+    link_shards(undisturbed, tmp_path)
+    assert run_ranks(_damaged_on_rank_1, 2, tmp_path) == ["000.tar is damaged"] * 2
+
+
+def test_ctrl_c_during_the_last_evaluation_is_not_lost(undisturbed: Path, tmp_path: Path, alone: RankEnv) -> None:
+    link_shards(undisturbed, tmp_path)
+
+    def constants(*args: Any) -> Constants:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
+    with mock.patch("trainer.loop.constant_predictor", constants), pytest.raises(Interrupted):
+        train(tmp_path, alone, "train.steps=2")
+    assert not (tmp_path / "run" / "evaluation").exists()
+    train(tmp_path, alone, "train.steps=2")
+    assert latest_evaluation(tmp_path / "run", step=2) is not None
 
 
 def test_routing_ledgers_and_evaluation_can_be_made_again(undisturbed: Path) -> None:
