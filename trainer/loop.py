@@ -90,6 +90,8 @@ class Trainer:
             if self.env.is_main:
                 self._resources.callback(self._listener.on_end)
                 self._listener.on_start(self.state.steps_done, steps)
+            if self._owes_evaluation():
+                self.evaluate(signals)
             while self.state.steps_done < steps:
                 outcome = self.step()
                 done = self.state.steps_done
@@ -100,7 +102,7 @@ class Trainer:
                 self._stop_if_told(signals)
                 if done % self.config.checkpoint.every_steps == 0 or done == steps:
                     self._save()
-                if self.config.evaluate.every_steps and done % self.config.evaluate.every_steps == 0:
+                if self._evaluation_due():
                     self.evaluate(signals)
             if self._evaluated_step != self.state.steps_done:
                 self.evaluate(signals)
@@ -180,6 +182,15 @@ class Trainer:
             write_evaluation(self.run_dir, evaluation, step=step, split="val")
         self._evaluated_step = step
         return evaluation
+
+    def _evaluation_due(self) -> bool:
+        every, done = self.config.evaluate.every_steps, self.state.steps_done
+        return every > 0 and done > 0 and done % every == 0
+
+    def _owes_evaluation(self) -> bool:
+        """Whether the run was ended between a checkpoint and the evaluation of the same step. A collective call."""
+        path = self.run_dir / "evaluation" / f"step_{self.state.steps_done:08d}_val.json"
+        return on_main(self.parts.engine.world_group, lambda: self._evaluation_due() and not path.exists())
 
     def _stop_if_told(self, signals: StopSignals) -> None:
         """Save and raise Interrupted when a signal has reached any rank. A collective call."""

@@ -186,7 +186,10 @@ def test_a_shard_damaged_for_one_rank_is_the_same_error_on_all(undisturbed: Path
     assert run_ranks(_damaged_on_rank_1, 2, tmp_path) == ["000.tar is damaged"] * 2
 
 
-def test_ctrl_c_during_the_last_evaluation_is_not_lost(undisturbed: Path, tmp_path: Path, alone: RankEnv) -> None:
+@pytest.mark.parametrize("steps", [2, 3])
+def test_ctrl_c_during_an_evaluation_is_not_lost_nor_is_the_evaluation(
+    steps: int, undisturbed: Path, tmp_path: Path, alone: RankEnv
+) -> None:
     link_shards(undisturbed, tmp_path)
 
     def constants(*args: Any) -> Constants:
@@ -194,10 +197,11 @@ def test_ctrl_c_during_the_last_evaluation_is_not_lost(undisturbed: Path, tmp_pa
         return {}
 
     with mock.patch("trainer.loop.constant_predictor", constants), pytest.raises(Interrupted):
-        train(tmp_path, alone, "train.steps=2")
+        train(tmp_path, alone, f"train.steps={steps}", "evaluate.every_steps=2")
     assert not (tmp_path / "run" / "evaluation").exists()
-    train(tmp_path, alone, "train.steps=2")
-    assert latest_evaluation(tmp_path / "run", step=2) is not None
+    train(tmp_path, alone, f"train.steps={steps}", "evaluate.every_steps=2")
+    written = {path.name for path in (tmp_path / "run" / "evaluation").iterdir()}
+    assert written == {f"step_{step:08d}_val.json" for step in (2, steps)}
 
 
 def test_routing_ledgers_and_evaluation_can_be_made_again(undisturbed: Path) -> None:
