@@ -22,6 +22,7 @@ Range = tuple[float, float]
 _BARS_SIDE = 128
 _TOP_CLASSES = 5
 _HATCH_PIXELS = 6
+_SHORTEST_RANGE = 1e-3  # equal values are no reason to divide by nothing
 # Curvature targets are standardised: three standard deviations each way.
 _SIGNED_RANGE = (-3.0, 3.0)
 # Stored curvature is round((0.03 k + 1) / 2 * 254), so 127 means none.
@@ -52,12 +53,12 @@ def to_picture(
         mask: bool (H, W) or (1, H, W); pixels where it is False are hatched. None: all are known. What is not finite is
             hatched, too; a vector with such an element wholly.
         value_range: values of the ends of the colour map for depths and heat maps, so that several pictures can share
-            one (`shared_range`); None: the values' own for depths, the target's for heat maps.
+            one (`colour_range`); None: the values' own for depths, the target's for heat maps.
     """
     array = _array(values)
     broken = ~np.isfinite(array)
     if spec.picture == "depth" and value_range is None:
-        value_range = shared_range([(values, mask)])
+        value_range = colour_range(spec, [(values, mask)])
     picture = _PICTURES[spec.picture](spec, np.where(broken, 0, array), value_range)
     unknown = np.zeros(picture.shape[:2], bool)
     unknown |= broken.reshape(-1, *unknown.shape).any(0) if spec.dense else broken.any()
@@ -66,17 +67,29 @@ def to_picture(
     return np.where(unknown[:, :, None], _hatching(*picture.shape[:2]), picture)
 
 
-def shared_range(pictures: Iterable[tuple[Values, Values | None]]) -> Range:
-    """Return the 2nd and 98th percentile over all known pixels of several (values, mask); (0, 1) if there is none."""
+def colour_range(spec: TaskSpec, pictures: Iterable[tuple[Values, Values | None]]) -> Range | None:
+    """Return the values of the ends of the colour map that suit several (values, mask) of one task together.
+
+    Depths: the 2nd and 98th percentile over all known pixels. Heat maps of `unit_range` targets: from "nothing" (-1) to
+    the 99.5th percentile, as some are faint everywhere. None for every other task: its colours are fixed.
+    """
+    if spec.picture == "depth":
+        low, high = _percentiles(pictures, 2.0, 98.0)
+    elif spec.picture == "heat" and spec.target == "unit_range":
+        low, high = -1.0, _percentiles(pictures, 99.5)[0]
+    else:
+        return None
+    return low, max(high, low + _SHORTEST_RANGE)
+
+
+def _percentiles(pictures: Iterable[tuple[Values, Values | None]], *ranks: float) -> list[float]:
+    """Return percentiles over all known pixels; zeros if there is none."""
     known = [
         _array(values).ravel() if mask is None else _array(values).ravel()[_array(mask).astype(bool).ravel()]
         for values, mask in pictures
     ]
     pool = np.concatenate([values[np.isfinite(values)] for values in known]) if known else np.empty(0)
-    if not pool.size:
-        return 0.0, 1.0
-    low, high = np.percentile(pool, [2.0, 98.0])
-    return float(low), float(max(high, low + 1e-6))
+    return [float(rank) for rank in np.percentile(pool, ranks)] if pool.size else [0.0] * len(ranks)
 
 
 def class_palette(spec: TaskSpec) -> NDArray[np.uint8]:

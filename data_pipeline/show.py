@@ -12,7 +12,7 @@ from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
-from data_pipeline.pictures import Range, shared_range, to_picture
+from data_pipeline.pictures import colour_range, to_picture
 from data_pipeline.targets import Target, to_target
 
 _MIN_CELL = 128
@@ -48,9 +48,7 @@ def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path
 
 def _column(index: ShardIndex, spec: TaskSpec, samples: Sequence[int]) -> list[NDArray[np.uint8] | None]:
     targets = [load_target(index, sample, spec) if index.has(sample, spec.name) else None for sample in samples]
-    value_range: Range | None = None
-    if spec.picture == "depth":
-        value_range = shared_range((target.values[0], target.mask[0]) for target in targets if target is not None)
+    value_range = colour_range(spec, ((target.values[0], target.mask[0]) for target in targets if target is not None))
     return [
         None
         if target is None

@@ -18,7 +18,7 @@ from configs.schema import RunConfig
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
-from data_pipeline.pictures import shared_range, to_picture
+from data_pipeline.pictures import colour_range, to_picture
 from data_pipeline.targets import Target, prepare_batch
 from model.mod_squad import ModSquad
 from trainer.charts import INK
@@ -85,8 +85,7 @@ def _draw_task(spec: TaskSpec, target: Target, prediction: Tensor) -> TaskPictur
     if not len(target.values):
         return TaskPictures(task=spec.name, truth=None, prediction=to_picture(spec, prediction))
     values, mask = target.values[0], target.mask[0] if spec.dense else None
-    # Depths share the truth's colours, so that a wrong scale shows; the other kinds have fixed ones.
-    colours = shared_range([(values, mask)]) if spec.picture == "depth" else None
+    colours = colour_range(spec, [(values, mask)])  # the truth's for both, so that a wrong scale shows
     return TaskPictures(
         task=spec.name,
         truth=to_picture(spec, values, mask, value_range=colours),

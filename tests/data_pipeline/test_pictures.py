@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from configs.tasks import TASKS, get_task
-from data_pipeline.pictures import class_palette, shared_range, to_picture
+from data_pipeline.pictures import class_palette, colour_range, to_picture
 from data_pipeline.targets import to_target
 
 
@@ -61,7 +61,8 @@ def test_depths_of_one_range_have_equal_colours_and_near_is_bright() -> None:
     spec = get_task("depth_zbuffer")
     near_to_far = torch.linspace(0.4, 0.8, 64).reshape(1, 1, 64).expand(1, 4, 64)
     nearer = near_to_far[:, :, :32]
-    both = shared_range([(near_to_far, None), (nearer, None)])
+    both = colour_range(spec, [(near_to_far, None), (nearer, None)])
+    assert both is not None
     assert both == pytest.approx((0.4, 0.8), abs=0.02)
     picture = to_picture(spec, near_to_far, value_range=both)
     np.testing.assert_array_equal(picture[:, :32], to_picture(spec, nearer, value_range=both))
@@ -69,13 +70,27 @@ def test_depths_of_one_range_have_equal_colours_and_near_is_bright() -> None:
     assert luminance(picture)[0, 0] - luminance(picture)[0, -1] > 100
 
 
-def test_shared_range_leaves_out_unknown_and_infinite_values() -> None:
+@pytest.mark.parametrize("task", ["depth_zbuffer", "keypoints2d"])
+def test_a_colour_range_leaves_out_unknown_and_infinite_values(task: str) -> None:
+    spec = get_task(task)
     values = torch.tensor([[[0.0, 1.0, 50.0, float("inf")]]])
     mask = torch.tensor([[[True, True, False, True]]])
-    low, high = shared_range([(values, mask)])
-    assert 0.0 <= low < high <= 1.0
-    assert shared_range([(values, torch.zeros_like(mask))]) == (0.0, 1.0)
-    assert shared_range([]) == (0.0, 1.0)
+    low, high = colour_range(spec, [(values, mask)]) or (0.0, 0.0)
+    assert -1.0 <= low < 0.5 < high <= 1.0
+    for nothing in ([(values, torch.zeros_like(mask))], []):
+        low, high = colour_range(spec, nothing) or (0.0, 0.0)
+        assert low < high
+
+
+def test_faint_heat_maps_show_and_fixed_colours_stay() -> None:
+    spec = get_task("keypoints2d")
+    faint = torch.full((1, 16, 16), -1.0)
+    faint[0, 3:6, 3:6] = -0.9
+    picture = to_picture(spec, faint, value_range=colour_range(spec, [(faint, None)]))
+    assert luminance(picture)[4, 4] > 200
+    assert luminance(picture)[10, 10] < 20
+    for task in ("normal", "principal_curvature", "segment_unsup2d", "semseg"):
+        assert colour_range(get_task(task), [(faint, None)]) is None
 
 
 def test_classes_by_logits_and_by_ids_look_the_same() -> None:
