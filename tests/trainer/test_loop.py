@@ -141,6 +141,30 @@ def test_two_ranks_killed_and_resumed_on_one_equal_one_process_undisturbed(
     assert_same_run(tmp_path / "run", undisturbed / "run")
 
 
+def test_two_ranks_killed_and_resumed_equal_two_undisturbed_bit_for_bit(undisturbed: Path, tmp_path: Path) -> None:
+    options = (*LONGER, "parallel.ep_size=2")
+    folders = tmp_path / "whole", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+        link_shards(undisturbed, folder)
+    whole, killed = folders
+    processes = start_ranks(killed, 2, *options)
+    wait_for_step(killed / "run", random.Random().randint(5, 8), processes)
+    for process in processes:
+        process.kill()
+        process.wait()
+    for folder in folders:
+        assert [process.wait(120) for process in start_ranks(folder, 2, *options)] == [0, 0]
+    timing = {"step_seconds", "data_wait_seconds", "time"}
+    lines, wanted = (
+        [{key: value for key, value in line.items() if key not in timing} for line in lines_of(folder / "run")]
+        for folder in (killed, whole)
+    )
+    assert lines == wanted
+    assert len(lines) == STEPS
+    assert keys_of_steps(killed / "run") == keys_of_steps(whole / "run")
+
+
 class CtrlC(PlainProgress):
     """Presses Ctrl-C during step 3."""
 
