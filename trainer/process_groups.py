@@ -6,10 +6,12 @@ All are created here, with one timeout, so that no collective can hang for longe
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from cluster.cpu import fair_threads, usable_core_numbers
 from cluster.env import RankEnv, choose_gpu
 from cluster.groups import Layout
 from configs.errors import UserError
@@ -61,6 +63,17 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
             f"within {timeout_seconds:g} s: check that all ranks were started and that this address is reachable "
             f"({str(error).splitlines()[0]})"
         ) from error
+    _share_cores()
+
+
+def _share_cores() -> None:
+    """Keep the ranks of each machine from competing for its cores, where neither launcher nor user has seen to it."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    own = os.uname().nodename, usable_core_numbers()
+    places: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(places, own)
+    torch.set_num_threads(fair_threads(own[1], [cores for machine, cores in places if machine == own[0]]))
 
 
 def create_groups(layout: Layout, timeout_seconds: float) -> ProcessGroups:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from cluster.cpu import fair_threads
+
 PROGRAM = """
 import resource
 from cluster.cpu import tune_process
@@ -32,3 +34,11 @@ def test_large_tensors_cost_page_faults_once() -> None:
 
     assert faults() < 1000
     assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > 50_000, "the user decides"
+
+
+def test_processes_of_a_machine_divide_the_cores_that_they_share() -> None:
+    everything = set(range(6))
+    assert fair_threads(everything, [everything]) == 6
+    assert fair_threads(everything, [everything] * 3) == 2
+    assert fair_threads({0, 1}, [{0, 1}, {2, 3}]) == 2, "bound to their own cores"
+    assert fair_threads({0}, [{0}] * 4) == 1
