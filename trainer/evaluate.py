@@ -25,7 +25,7 @@ from data_pipeline.targets import Prepared, prepare_batch
 from model.mod_squad import ModelOutput, ModSquad
 from model.routing_stats import RoutingLedger
 from trainer.constant import Constants, constant_predictor
-from trainer.export import load_run_model
+from trainer.export import available_device, load_run_model
 from trainer.metrics import Metric, make_metric
 from trainer.run_files import EvaluationRecord, parse, read_latest_evaluation
 
@@ -204,7 +204,8 @@ def evaluate_run(run_dir: Path, split: Literal["train", "val"] = "val") -> Evalu
     """
     if split not in ("train", "val"):
         raise UserError(f"there is no split '{split}': use train or val")
-    model, config, step = load_run_model(run_dir)
+    device = available_device()
+    model, config, step = load_run_model(run_dir, device)
     train_index = ShardIndex.load(config.data.train)
     index = train_index if split == "train" else ShardIndex.load(config.data.val)
     constants = constant_predictor(train_index, config.task_specs, config.data.image_size)
@@ -215,6 +216,7 @@ def evaluate_run(run_dir: Path, split: Literal["train", "val"] = "val") -> Evalu
         config,
         config.task_specs,
         constants=constants,
+        device=device,
         limit=config.evaluate.images,
     )
     if split == "val":

@@ -34,6 +34,11 @@ _MODEL = "model."  # where the trained module holds the model
 _CPU = torch.device("cpu")
 
 
+def available_device() -> torch.device:
+    """Return the GPU where there is one, else the CPU: for what one process does with a whole model."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_run_model(run_dir: Path, device: torch.device = _CPU) -> tuple[ModSquad, RunConfig, int]:
     """Return the whole model of a run, its configuration and the step of its latest checkpoint.
 

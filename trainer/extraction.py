@@ -22,7 +22,7 @@ from model.mod_squad import ModelOutput, ModSquad
 from model.routing_stats import RoutingLedger
 from model.vit import Kept
 from trainer.evaluate import Forward, evaluate, squad_forward
-from trainer.export import SQUAD_FILE, load_run_model, read_squad_json, save_squad
+from trainer.export import SQUAD_FILE, available_device, load_run_model, read_squad_json, save_squad
 from trainer.run_files import read_latest_ledger
 from trainer.squad_summary import SquadLayer, SquadSummary
 
@@ -50,18 +50,20 @@ def extract_task(
         UserError: no such task, no checkpoint, no evaluation of its step, missing shards, no image with the
             task's label, or `out` cannot be written.
     """
-    model, config, step = load_run_model(run_dir)
+    device = available_device()
+    model, config, step = load_run_model(run_dir, device)
     spec = _find_task(config, task)
     ledger = _ledger_of(run_dir, step)
     kept = select_experts(ledger, task, model.expert_layers, threshold)
-    squad = extract_squad(model, task, kept)
+    squad = extract_squad(model, task, kept).to(device)
 
     index = ShardIndex.load(Path(config.data.val))
     limit = config.evaluate.images if images is None else images
-    before, _ = _score(_one_task_forward(model, task), index, config, spec, limit)
-    after, count = _score(squad_forward(squad, task), index, config, spec, limit)
+    before, _ = _score(_one_task_forward(model, task), index, config, spec, limit, device)
+    after, count = _score(squad_forward(squad, task), index, config, spec, limit, device)
     cost = squad_cost(model, squad)
-    unaffected = unaffected_share(model, task, kept, _labelled_images(index, config, spec, limit))
+    images_here = (batch.to(device) for batch in _labelled_images(index, config, spec, limit))
+    unaffected = unaffected_share(model, task, kept, images_here)
     summary = SquadSummary(
         task=task,
         step=step,
@@ -120,10 +122,10 @@ def _ledger_of(run_dir: Path, step: int) -> RoutingLedger:
 
 
 def _score(
-    forward: Forward, index: ShardIndex, config: RunConfig, spec: TaskSpec, limit: int | None
+    forward: Forward, index: ShardIndex, config: RunConfig, spec: TaskSpec, limit: int | None, device: torch.device
 ) -> tuple[float, int]:
     """Return the task's metric (NaN where nothing could be judged) and the number of images."""
-    evaluation = evaluate(forward, index, config, [spec], constants={}, limit=limit)
+    evaluation = evaluate(forward, index, config, [spec], constants={}, device=device, limit=limit)
     value = evaluation.scores[spec.name][spec.metric].value
     return math.nan if value is None else value, evaluation.images
 
