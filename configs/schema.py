@@ -149,6 +149,8 @@ class MatchingConfig(Section):
     """w_mi: weight of the mutual information I(T;E), summed over expert layers."""
     ema_decay: float = Field(0.99, ge=0, lt=1)
     """Decay of the running S[t, e] that stands in for tasks which a step does not see."""
+    task_prior: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """P(t) up to a factor, per task, of the run or not; 1 where not given."""
     load_balance_weight: float = Field(0.0, ge=0)
     """Weight of the switch load-balance loss (arXiv 2101.03961)."""
     z_loss_weight: float = Field(0.0, ge=0)
@@ -276,6 +278,7 @@ class RunConfig(Section):
         for field, given in (
             ("train.task_weights", self.train.task_weights),
             ("data.task_shares", self.data.task_shares),
+            ("matching.task_prior", self.matching.task_prior),
         ):
             if unknown := [task for task in given if task not in TASKS]:
                 raise ValueError(f"{field}.{unknown[0]}: {unknown_task(unknown[0])}")

@@ -53,7 +53,8 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
     tasks = config.task_specs
     model = ModSquad(config.model, tasks, config.data.image_size, seed=config.seed, group=expert_group(layout))
     checkpoint_blocks(model, config.train.activation_checkpointing)
-    matching = Matching(config.matching, model.expert_layers, len(tasks))
+    prior = [config.matching.task_prior.get(spec.name, 1.0) for spec in tasks]
+    matching = Matching(config.matching, model.expert_layers, len(tasks), prior=prior)
     objective = Objective(model, matching, config, tasks)
     return Assembly(
         tasks=tasks,

@@ -58,6 +58,8 @@ def test_dump_and_load_give_an_equal_configuration(
         ("tasks: [normal, normal]", [], "task 'normal' is given twice"),
         ("train: {task_weights: {semsegg: 2}}", [], "train.task_weights.semsegg: unknown task 'semsegg': did you mean"),
         ("", ["data.task_shares.normal=-1"], "override 'data.task_shares.normal=-1': data.task_shares.normal: "),
+        ("matching: {task_prior: {normal: 0}}", [], "recipe.yaml: matching.task_prior.normal: "),
+        ("matching: {task_prior: {norml: 1}}", [], "unknown task 'norml': did you mean 'normal'?"),
         ("train: {task_weights: {normal: .nan}}", [], "recipe.yaml: train.task_weights.normal: "),
         ("", ["seed=1", "train.steps=5"], "override 'train.steps=5': optim.warmup_steps 20 exceeds train.steps 5"),
         (
