@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch.distributed as dist
+
 from cluster.env import RankEnv
 from cluster.groups import Layout, accumulation_steps, check_experts
 from configs.schema import RunConfig
@@ -10,6 +12,7 @@ from data_pipeline.index import ShardIndex
 from model.matching import Matching
 from model.mod_squad import ModSquad
 from trainer.activation_checkpointing import checkpoint_blocks
+from trainer.agreement import on_each
 from trainer.engine import Engine, expert_group
 from trainer.objective import Objective
 
@@ -49,7 +52,10 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
     layout = Layout(env.world, config.parallel.ep_size)
     check_experts(config.model, config.parallel.ep_size)
     micro_batch, accumulation = accumulation_steps(config.train.images_per_step, config.train.micro_batch, env.world)
-    train_index, val_index = ShardIndex.load(config.data.train), ShardIndex.load(config.data.val)
+    assert dist.group.WORLD is not None, "init_distributed has made it"
+    train_index, val_index = on_each(
+        dist.group.WORLD, lambda: (ShardIndex.load(config.data.train), ShardIndex.load(config.data.val))
+    )
     tasks = config.task_specs
     model = ModSquad(config.model, tasks, config.data.image_size, seed=config.seed, group=expert_group(layout))
     checkpoint_blocks(model, config.train.activation_checkpointing)

@@ -45,8 +45,10 @@ def main() -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
 ) -> None:
     del debug  # read by main(), which sees errors that pass through here
+    del local_rank  # the deepspeed launcher insists on it, and says the same in the environment
 
 
 @app.command()

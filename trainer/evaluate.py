@@ -6,7 +6,7 @@ extracted squad are measured by the same code. Metric states are sums, added ove
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,13 @@ from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.tasks import HIGHER_IS_BETTER, MetricKind, TaskSpec
+from data_pipeline.batch import Batch
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
 from data_pipeline.targets import Prepared, prepare_batch
 from model.mod_squad import ModelOutput, ModSquad
 from model.routing_stats import RoutingLedger
+from trainer.agreement import on_each
 from trainer.constant import Constants, constant_predictor
 from trainer.export import available_device, load_run_model
 from trainer.metrics import Metric, make_metric
@@ -113,7 +115,7 @@ def evaluate(
     )
     try:
         with torch.no_grad():
-            for batch in loader:
+            for batch in _agreed(iter(loader), group):
                 prepared = prepare_batch(batch.to(device or torch.device("cpu")), tasks, config.data.image_size)
                 predictions = forward(prepared)
                 for (name, _), metric in metrics.items():
@@ -130,6 +132,15 @@ def evaluate(
         scores[name][kind] = Score(value=_finite(metric.compute()), constant=_finite(constant))
     images = len(index.keys) if limit is None else min(limit, len(index.keys))
     return Evaluation(images=images, scores=scores)
+
+
+def _agreed(batches: Iterator[Batch], group: dist.ProcessGroup | None) -> Iterator[Batch]:
+    """Yield the batches; an error in those of one rank is raised on all."""
+    while True:
+        batch = next(batches, None) if group is None else on_each(group, lambda: next(batches, None))
+        if batch is None:
+            return
+        yield batch
 
 
 def _finite(value: float | None) -> float | None:

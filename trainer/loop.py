@@ -24,7 +24,7 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.targets import Prepared, prepare_batch
 from model.routing_stats import RoutingLedger
 from trainer import checkpoint
-from trainer.agreement import on_each, on_main
+from trainer.agreement import on_all, on_each, on_main
 from trainer.assembly import assemble
 from trainer.constant import Constants, constant_predictor
 from trainer.continuity import check_continues
@@ -119,8 +119,7 @@ class Trainer:
         running_mean = parts.matching.state_dict()
         parts.engine.set_learning_rate(learning_rate(self.state.steps_done, optim, train.steps))
         scale = float(self.env.world * parts.accumulation)
-        passes: list[tuple[torch.Tensor, StepStatistics]] = []
-        keys: list[str] = []
+        passes: list[tuple[torch.Tensor, StepStatistics, tuple[str, ...]]] = []
         for _ in range(parts.accumulation):
             asked = time.perf_counter()
             batch = on_each(parts.engine.world_group, lambda: next(self._batches))
@@ -129,15 +128,16 @@ class Trainer:
             loss, statistics = parts.engine(prepared, scale)
             parts.engine.backward(loss)
             outcome = parts.engine.step()
-            passes.append((loss.detach(), statistics))
-            keys += batch.keys
+            passes.append((loss.detach(), statistics, batch.keys))
         self.state.steps_done += 1
         if outcome.skipped:
             parts.matching.load_state_dict(running_mean)
-            self._count_bad_step(keys)
+            self._count_bad_step(
+                [key for _, found, keys in passes if not found.loss_sum_T.isfinite().all() for key in keys]
+            )
         else:
             self._bad_in_a_row = 0
-            for loss, statistics in passes:
+            for loss, statistics, _ in passes:
                 self.state.journal.add_micro_batch(loss, statistics, scale)
                 self.state.ledger.update(statistics.routing)
             self.state.journal.add_step(time.perf_counter() - started, waited, self.env.world)
@@ -153,7 +153,10 @@ class Trainer:
         """
         parts, config, step = self.parts, self.config, self.state.steps_done
         if self._constants is None:
-            self._constants = constant_predictor(parts.train_index, parts.tasks, config.data.image_size)
+            self._constants = on_each(
+                parts.engine.world_group,
+                lambda: constant_predictor(parts.train_index, parts.tasks, config.data.image_size),
+            )
         ledger = RoutingLedger(self.state.ledger.layers, self.state.ledger.tasks)
         forward = model_forward(parts.model, ledger)
 
@@ -233,19 +236,30 @@ class Trainer:
             steps=self.config.train.steps - self.state.steps_done,
         )
         self._resources.callback(loader.close)
+        if self.env.is_main and (unlabelled := loader.plan.unlabelled):
+            total = len(self.parts.train_index)
+            self._listener.on_note(f"left out: {unlabelled} of {total} training images, without a label of these tasks")
         return iter(loader)
 
-    def _count_bad_step(self, keys: list[str]) -> None:
-        """Count a step without an update. All ranks come here together, since they share the gradient norm."""
+    def _count_bad_step(self, suspects: list[str]) -> None:
+        """Count a step without an update; `suspects` are this rank's samples in passes whose task loss is not finite.
+
+        A collective call: all ranks come here together, since they share the gradient norm.
+        """
         self.state.bad_steps += 1
         self._bad_in_a_row += 1
         if self._bad_in_a_row < self.config.train.max_bad_steps:
             return
+        found = [key for keys in on_all(self.parts.engine.world_group, lambda: suspects) for key in keys]
         first = self.state.cursor.position
+        cause = (
+            f"task losses were not finite in passes with the samples {', '.join(found)}: look at these, or "
+            if found
+            else "all task losses were finite, so the gradient overflowed: "
+        )
         raise UserError(
             f"no finite gradient in {self._bad_in_a_row} steps in a row, the last one step {self.state.steps_done} "
-            f"(images {first} to {first + self.config.train.images_per_step - 1} of the plan; "
-            f"on rank {self.env.rank}: {', '.join(keys)}): lower optim.lr, or look at these samples"
+            f"(images {first} to {first + self.config.train.images_per_step - 1} of the plan); {cause}lower optim.lr"
         )
 
     def _log(self, outcome: StepOutcome) -> None:

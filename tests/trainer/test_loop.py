@@ -1,5 +1,6 @@
 """The training loop end to end: any number of ranks, killed and resumed, interrupted, gone bad."""
 
+import io
 import json
 import os
 import random
@@ -193,21 +194,35 @@ def test_ctrl_c_saves_at_the_step_boundary_and_the_run_goes_on(
     assert keys_of_steps(tmp_path / "run") == keys_of_steps(undisturbed / "run")
 
 
-def _damaged_on_rank_1(rank: int, world: int, folder: Path) -> str:
-    def read(*args: Any, real: Callable[..., Any] = read_batch) -> Any:
-        if rank == 1:
-            raise UserError("000.tar is damaged")
-        return real(*args)
+def _failing_on_rank_1(rank: int, world: int, folder: Path, where: str) -> str:
+    def read(index: ShardIndex, *args: Any, real: Callable[..., Any] = read_batch) -> Any:
+        kind = "validation" if index.folder.name == "val" else "training" if args[-1] is not None else "constants"
+        if rank == 1 and kind == where:
+            raise UserError(f"{where} fails")
+        return real(index, *args)
 
+    absent = [f"data.val={folder}/fails"] if rank == 1 and where == "index" else []
     env = RankEnv(rank=rank, world=world, local_rank=rank)
     with mock.patch("data_pipeline.loader.read_batch", read), pytest.raises(UserError) as caught:
-        Trainer(loop_config(folder, "parallel.ep_size=2"), env).fit()
+        Trainer(loop_config(folder, "parallel.ep_size=2", "train.steps=2", *absent), env).fit()
     return str(caught.value)
 
 
-def test_a_shard_damaged_for_one_rank_is_the_same_error_on_all(undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["index", "training", "constants", "validation"])
+def test_what_fails_for_one_rank_is_the_same_error_on_all(where: str, undisturbed: Path, tmp_path: Path) -> None:
     link_shards(undisturbed, tmp_path)
-    assert run_ranks(_damaged_on_rank_1, 2, tmp_path) == ["000.tar is damaged"] * 2
+    first, second = run_ranks(_failing_on_rank_1, 2, tmp_path, where)
+    assert first == second
+    assert "fails" in first
+
+
+def test_images_that_no_task_can_use_are_counted(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    console = Console(file=io.StringIO(), width=200)
+    listener = PlainProgress(console, 4)
+    Trainer(loop_config(tmp_path, "tasks=[class_scene]"), alone, listener).close()
+    assert isinstance(console.file, io.StringIO)
+    assert "left out: 3 of 22 training images, without a label of these tasks" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("steps", [2, 3])
