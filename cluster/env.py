@@ -45,18 +45,19 @@ class RankEnv:
 
 
 def detect() -> RankEnv:
-    """Read torchrun's and the deepspeed launcher's variables, else SLURM's; without either, one process.
+    """Read torchrun's and the deepspeed launcher's variables, else those of srun; without either, one process.
 
     Under srun the first node of the step is the place to meet, and the port follows from the job's number, unless
-    MASTER_ADDR and MASTER_PORT say otherwise.
+    MASTER_ADDR and MASTER_PORT say otherwise. A batch script itself is no step, whatever the number of its tasks.
 
     Raises:
         UserError: variables that contradict each other or are incomplete.
     """
     if "RANK" in os.environ:
         return _from_variables(os.environ, "RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
-        return _from_variables({**_slurm_rendezvous(), **os.environ}, "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        variables = {**_slurm_rendezvous(), **os.environ}
+        return _from_variables(variables, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     return RankEnv(master_port=free_port())
 
 
@@ -84,7 +85,7 @@ def _slurm_rendezvous() -> dict[str, str]:
     """Return MASTER_ADDR and MASTER_PORT as far as SLURM's variables give them."""
     values = {}
     # A list of nodes reads "a,b" or "rack1-n[003-007,12],b"; rank 0 runs on the first.
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    nodes = os.environ.get("SLURM_STEP_NODELIST")
     if nodes and (first := re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)):
         values["MASTER_ADDR"] = "".join(part or "" for part in first.groups())
     if (job := os.environ.get("SLURM_JOB_ID", "")).isdecimal():

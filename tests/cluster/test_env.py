@@ -7,7 +7,7 @@ from configs.errors import UserError
 
 LAUNCHER_VARIABLES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID",
-    "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST",
+    "SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST",
 )  # fmt: skip
 
 
@@ -32,7 +32,8 @@ def test_torchrun_variables_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_slurm_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
-        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "23456",
+        "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1",
+        "MASTER_PORT": "23456",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     env = detect()
@@ -45,13 +46,19 @@ def test_slurm_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_ranks_of_srun_alone_meet_on_its_first_node(monkeypatch: pytest.MonkeyPatch, nodes: str, first: str) -> None:
     for name, value in {
-        "SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": nodes,
+        "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": nodes,
         "SLURM_JOB_ID": "123456789",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     env = detect()
     assert (env.rank, env.world, env.master_addr) == (1, 2, first)
     assert env.master_port == detect().master_port == 26789
+
+
+def test_a_batch_script_of_many_tasks_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}.items():
+        monkeypatch.setenv(name, value)
+    assert (detect().rank, detect().world) == (0, 1)
 
 
 @pytest.mark.parametrize(
