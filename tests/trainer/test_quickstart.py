@@ -45,7 +45,7 @@ def test_quickstart_survives_a_kill_and_an_interrupt_and_then_says_that_it_is_do
     killed.wait()
 
     interrupted = start(out)
-    wait_for_step(out, 8, interrupted)
+    wait_for_step(out, max(logged_steps(out)) + 2, interrupted)
     interrupted.send_signal(signal.SIGTERM)
     output, _ = interrupted.communicate(timeout=200)
     assert interrupted.returncode == 128 + signal.SIGTERM, output
