@@ -30,13 +30,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 through `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Return what a user is told about a file or folder that could not be written."""
+    return UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place")
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from configs.atomic import sync_folder, write_text_atomically
+from configs.atomic import atomic_path, cannot_write, sync_folder
 from configs.errors import UserError
 from trainer.agreement import on_all, on_main
 from trainer.checkpoint_files import (
@@ -46,6 +46,8 @@ from trainer.checkpoint_files import (
 from trainer.engine import Engine
 
 _FOLDER, _LATEST, _PARTIAL = "checkpoints", "latest", ".partial"
+# Named by torch's RuntimeErrors about a file that it could not write, which do not carry the system's reason.
+_ARCHIVE_WRITERS = ("PytorchStreamWriter", "inline_container")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def lock_run(run_dir: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"{os.getpid()} on {os.uname().nodename}".encode())
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another run_dir") from error
+            raise cannot_write(path, error) from error
         yield
 
 
@@ -209,6 +211,8 @@ def _begin(folder: Path, unfinished: Path, state: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f".*{_PARTIAL}"):
         shutil.rmtree(stale)
+    for stale in folder.glob(f".{_LATEST}.*"):  # as `atomic_path` names them
+        stale.unlink()
     unfinished.mkdir()
     write_state(unfinished, state)
 
@@ -219,9 +223,10 @@ def _save_tensors(logical: dict[str, Tensor], unfinished: Path, group: dist.Proc
         save_tensors(logical, storage_writer=FileSystemWriter(unfinished), process_group=group)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
-        # torch reports a file that it could not write as a RuntimeError.
-        if isinstance(cause, OSError) or "PytorchStreamWriter" in str(cause):
+        if isinstance(cause, OSError):
             raise _storage_error(cause) from None
+        if any(writer in str(cause) for writer in _ARCHIVE_WRITERS):
+            raise _storage_error("a file could not be written whole") from None
         raise
 
 
@@ -240,11 +245,12 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest, keep_last: int)
     folder = final.parent
     write_durably(unfinished / MANIFEST, manifest.model_dump_json(indent=1).encode())
     sync_folder(unfinished)
-    if final.exists():  # the run fell back to an earlier one, which stays until this one is in place
-        final.rename(folder / f".{final.name}.replaced{_PARTIAL}")
-    unfinished.rename(final)
-    sync_folder(folder)
-    write_text_atomically(folder / _LATEST, final.name + "\n")
+    with atomic_path(folder / _LATEST) as pointer:  # written first, in case there is no space left, and moved last
+        pointer.write_text(f"{final.name}\n")
+        if final.exists():  # the run fell back to an earlier one; this one stays until the new one is in place
+            final.rename(folder / f".{final.name}.replaced{_PARTIAL}")
+        unfinished.rename(final)
+        sync_folder(folder)
     up_to_now = [path for path in _complete_folders(folder) if path.name <= final.name]
     for path in (set(_complete_folders(folder)) - set(up_to_now[:keep_last])) | set(folder.glob(f".*{_PARTIAL}")):
         shutil.rmtree(path)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from configs.atomic import atomic_path, write_text_atomically
+from configs.atomic import atomic_path, cannot_write, write_text_atomically
 from configs.errors import UserError
 from configs.load import dump_config
 from configs.schema import RunConfig
@@ -111,7 +111,7 @@ def save_squad(folder: Path, squad: SquadModel, summary: SquadSummary) -> None:
     try:
         (folder / SQUAD_FILE).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise cannot_write(folder, error) from None
     _save_weights(folder / SQUAD_WEIGHTS, squad, {"format": SQUAD_FORMAT})
     values = {"format": SQUAD_FORMAT, **summary.model_dump(mode="json"), "spec": squad.spec()}
     write_text_atomically(folder / SQUAD_FILE, json.dumps(values, indent=2, allow_nan=False) + "\n")

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs.atomic import write_text_atomically
-from configs.errors import UserError
+from configs.atomic import cannot_write, write_text_atomically
 from trainer.objective import StepStatistics
 
 METRICS_FILE = "metrics.jsonl"
@@ -117,7 +116,7 @@ def append_line(run_dir: Path, line: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another run_dir") from error
+        raise cannot_write(path, error) from error
 
 
 def truncate_lines(run_dir: Path, step: int) -> None:

@@ -5,7 +5,7 @@ Collectives run on every rank in the same order, never only on rank 0 and never 
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -180,9 +180,8 @@ class Trainer:
         )
         parts.objective.train()
         ledger.all_reduce(parts.engine.world_group)
-        if self.env.is_main:
-            write_ledger(self.run_dir, ledger, step=step)
-            write_evaluation(self.run_dir, evaluation, step=step, split="val")
+        self._on_main_alone(lambda: write_ledger(self.run_dir, ledger, step=step))
+        self._on_main_alone(lambda: write_evaluation(self.run_dir, evaluation, step=step, split="val"))
         self._evaluated_step = step
         return evaluation
 
@@ -210,6 +209,10 @@ class Trainer:
         assert dist.group.WORLD is not None, "init_distributed has made it"
         on_main(dist.group.WORLD, lambda: self._resources.enter_context(checkpoint.lock_run(self.run_dir)))
 
+    def _on_main_alone(self, write: Callable[[], object]) -> None:
+        """Run `write` on rank 0; if it fails, all ranks raise. A collective call."""
+        on_each(self.parts.engine.world_group, lambda: write() if self.env.is_main else None)
+
     def _resume(self) -> None:
         """Go to the latest checkpoint, if any, and make the run folder say so."""
         restored = checkpoint.load_latest(self.run_dir, self.parts.engine)
@@ -219,8 +222,8 @@ class Trainer:
         if self.env.is_main:
             for problem in restored.damaged if restored else ():
                 self._listener.on_note(f"passed over a damaged checkpoint: {problem}")
-            write_text_atomically(self.run_dir / "config.yaml", dump_config(self.config))
-            truncate_lines(self.run_dir, self.state.steps_done)
+        self._on_main_alone(lambda: write_text_atomically(self.run_dir / "config.yaml", dump_config(self.config)))
+        self._on_main_alone(lambda: truncate_lines(self.run_dir, self.state.steps_done))
 
     def _open_batches(self) -> Iterator[Batch]:
         loader = TrainLoader(
@@ -276,8 +279,7 @@ class Trainer:
             "bad_steps": state.bad_steps,
             "time": time.time(),
         }
-        if self.env.is_main:
-            append_line(self.run_dir, self._line)
+        self._on_main_alone(lambda: append_line(self.run_dir, self._line))
         state.journal.next_line()
 
     def _save(self) -> None:
