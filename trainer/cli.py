@@ -5,6 +5,7 @@ Exit status: 0 done; 2 a mistake that the user can mend, told in one line; 130 a
 """
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,11 +43,21 @@ def main() -> None:
         sys.exit(2)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version("modsquad"))
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
 ) -> None:
+    del show_version  # its callback has done it
     del debug  # read by main(), which sees errors that pass through here
     del local_rank  # the deepspeed launcher insists on it, and says the same in the environment
 

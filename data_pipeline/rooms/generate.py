@@ -14,6 +14,8 @@ from data_pipeline.rooms.viewpoint import choose_camera
 from data_pipeline.sample import Sample
 
 SMALLEST, LARGEST = 32, 512
+VERSION = 1
+"""Goes up with every change of what a room, its picture or its labels look like, so that no folder mixes two."""
 _LABELS = {**labels_taskonomy.LABELS, **labels_pascal.LABELS}
 
 

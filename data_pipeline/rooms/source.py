@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from configs.errors import UserError
-from data_pipeline.rooms.generate import LARGEST, SMALLEST, make_room
+from data_pipeline.rooms.generate import LARGEST, SMALLEST, VERSION, make_room
 from data_pipeline.sample import Sample
 
 
@@ -37,7 +37,7 @@ class RoomsSource:
     @property
     def name(self) -> str:
         """Identifies the content."""
-        return f"rooms-{self.size}px-seed{self.seed}-from{self.offset}"
+        return f"rooms-v{VERSION}-{self.size}px-seed{self.seed}-from{self.offset}"
 
     def __len__(self) -> int:
         return self.images

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ def test_every_command_explains_itself_without_loading_torch(command: list[str])
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
+
+
+def test_version_is_that_of_the_installed_distribution() -> None:
+    assert modsquad("--version").stdout.strip() == version("modsquad")
 
 
 def test_print_shows_the_resolved_configuration_that_loads_back(tmp_path: Path) -> None:
