@@ -32,15 +32,18 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: k
 
 def main() -> None:
     """Entry point of the console script."""
-    debug = "--debug" in sys.argv
     tune_process()
     try:
         app()
     except UserError as error:
-        if debug:
+        if _debugging():
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _debugging() -> bool:
+    return "--debug" in sys.argv
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,7 +61,7 @@ def _options(
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,
 ) -> None:
     del show_version  # its callback has done it
-    del debug  # read by main(), which sees errors that pass through here
+    del debug  # `_debugging` reads it, also for errors that pass through here
     del local_rank  # the deepspeed launcher insists on it, and says the same in the environment
 
 
@@ -94,16 +97,12 @@ def train(
         return
     from cluster.env import detect
     from cluster.local import die_with_launcher
-    from trainer.loop import Interrupted, Trainer
+    from trainer.loop import Trainer
+    from trainer.rank_process import run_to_the_end
 
     die_with_launcher()
     env = detect()
-    try:
-        Trainer(resolved, env).fit()
-    except Interrupted as interrupted:
-        if env.is_main:
-            print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
-        sys.exit(interrupted.exit_status)
+    sys.exit(run_to_the_end(lambda: Trainer(resolved, env).fit(), is_main=env.is_main, debug=_debugging()))
 
 
 @app.command()

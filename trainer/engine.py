@@ -5,6 +5,7 @@ torch.optim.AdamW on the mean, over ranks and micro-batches, of the losses given
 norm of the whole gradient (each expert counted once). What DeepSpeed 0.19 needs for that is said where it is done.
 """
 
+import gc
 import logging
 import math
 import os
@@ -82,10 +83,15 @@ def init_distributed(env: RankEnv, parallel: ParallelConfig) -> None:
 
 
 def close_distributed() -> None:
-    """Leave the process group; does nothing when there is none."""
+    """Leave the process group and end its threads; does nothing when there is none.
+
+    To be called before the program ends, when no engine is in use any more: a thread of gloo that lets go of its last
+    tensor while Python shuts down ends the process by SIGABRT.
+    """
     _registered.clear()
     if dist.is_initialized():
         deepspeed.comm.destroy_process_group()
+        gc.collect()  # the threads end with the last reference to their group, and engines refer to themselves
 
 
 def expert_group(layout: Layout) -> ExpertGroup:

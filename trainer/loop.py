@@ -17,7 +17,7 @@ import torch.distributed as dist
 from cluster.env import RankEnv
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
-from configs.load import dump_config
+from configs.load import differing_keys, dump_config
 from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.loader import TrainLoader
@@ -36,8 +36,6 @@ from trainer.objective import StepStatistics
 from trainer.optim import learning_rate
 from trainer.progress import StepListener, terminal_progress
 from trainer.run_state import RunState
-
-__all__ = ["Interrupted", "Trainer"]
 
 
 class Trainer:
@@ -70,6 +68,7 @@ class Trainer:
         self._constants: Constants | None = None
         with ExitStack() as resources:  # released here if anything below fails
             self._resources = resources
+            self._check_same_config()
             self._lock()
             self.parts = assemble(config, env)
             resources.callback(self.parts.engine.close)
@@ -203,6 +202,17 @@ class Trainer:
     def close(self) -> None:
         """Release loader, engine and run folder; `fit` has done so when it returns."""
         self._resources.close()
+
+    def _check_same_config(self) -> None:
+        """Refuse ranks that read other files or were given other overrides: their collectives would not fit."""
+        assert dist.group.WORLD is not None, "init_distributed has made it"
+        first, *others = on_all(dist.group.WORLD, lambda: self.config)
+        for rank, other in enumerate(others, start=1):
+            if differing := differing_keys(first, other):
+                raise UserError(
+                    f"rank {rank} has another {', '.join(differing)} than rank 0: start all ranks with the same "
+                    "configuration file and overrides"
+                )
 
     def _lock(self) -> None:
         """Keep other runs out of the folder; rank 0 does so, and every rank raises if it cannot."""

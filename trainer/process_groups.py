@@ -44,12 +44,12 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
     os.environ.update(env.variables())
     if dist.is_initialized():
         return
-    backend = "cpu:gloo"
+    backend = "gloo"
     if torch.cuda.is_available():
         gpu = choose_gpu(env.local_rank, torch.cuda.device_count())
         torch.cuda.set_device(gpu)
         os.environ["LOCAL_RANK"] = str(gpu)  # by which DeepSpeed chooses
-        backend += ",cuda:nccl"
+        backend = "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=timeout_seconds)
     if env.world == 1:
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports

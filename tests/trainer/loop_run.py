@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize, one_hot
 
+from configs.atomic import write_text_atomically
 from configs.load import load_config
 from configs.schema import RunConfig
 from configs.tasks import TASKS
@@ -35,7 +36,7 @@ checkpoint: {every_steps: 3}
 def loop_config(folder: Path, *overrides: str) -> RunConfig:
     """Return a configuration of a run in `folder`/run, on the shards that `make_shards` puts into `folder`."""
     recipe = folder / "recipe.yaml"
-    recipe.write_text(_CONFIG)
+    write_text_atomically(recipe, _CONFIG)  # every rank of a test does so
     places = [f"run_dir={folder}/run", f"data.train={folder}/train", f"data.val={folder}/val"]
     return load_config(recipe, [*places, *overrides])
 

@@ -10,14 +10,14 @@ from unittest import mock
 
 from cluster.env import RankEnv, detect
 from cluster.local import die_with_launcher
-from configs.errors import UserError
 from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.targets import Prepared, prepare_batch
 from tests.trainer.loop_run import loop_config
 from trainer.engine import StepOutcome
-from trainer.loop import Interrupted, Trainer
+from trainer.loop import Trainer
 from trainer.progress import StepListener
+from trainer.rank_process import run_to_the_end
 
 
 class NotedTrainer(Trainer):
@@ -60,10 +60,5 @@ def keys_of_steps(run_dir: Path) -> dict[int, list[str]]:
 
 if __name__ == "__main__":
     die_with_launcher()
-    try:
-        train(Path(sys.argv[1]), detect(), *sys.argv[2:])
-    except Interrupted as interrupted:
-        sys.exit(interrupted.exit_status)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    env = detect()
+    sys.exit(run_to_the_end(lambda: train(Path(sys.argv[1]), env, *sys.argv[2:]), is_main=env.is_main))

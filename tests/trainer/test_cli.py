@@ -111,7 +111,9 @@ def test_missing_and_truncated_shards(shards: Path, tmp_path: Path) -> None:
     check_one_line(train(copied, tmp_path / "run", "parallel.ep_size=1"), tar.name)
 
 
-def test_debug_shows_the_traceback_of_a_mistake(tmp_path: Path) -> None:
-    done = modsquad("--debug", "data", "check", tmp_path)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+def test_debug_shows_the_traceback_of_a_mistake(shards: Path, tmp_path: Path) -> None:
+    training = ("train", "quickstart", f"run_dir={tmp_path}/run", f"data.train={shards}", f"data.val={tmp_path}")
+    for command in (("data", "check", str(tmp_path)), (*training, "parallel.ep_size=1")):
+        done = modsquad("--debug", *command)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr

@@ -28,7 +28,8 @@ from tests.trainer.noted_training import keys_of_steps, train
 from trainer.constant import Constants
 from trainer.engine import close_distributed
 from trainer.evaluate import evaluate_run, latest_evaluation
-from trainer.loop import Interrupted, Trainer
+from trainer.interruption import Interrupted
+from trainer.loop import Trainer
 from trainer.progress import PlainProgress
 
 STEPS = 12
@@ -201,19 +202,39 @@ def _failing_on_rank_1(rank: int, world: int, folder: Path, where: str) -> str:
             raise UserError(f"{where} fails")
         return real(index, *args)
 
-    absent = [f"data.val={folder}/fails"] if rank == 1 and where == "index" else []
+    def load(path: str, real: Callable[..., ShardIndex] = ShardIndex.load) -> ShardIndex:
+        if rank == 1 and where == "index":
+            raise UserError("index fails")
+        return real(path)
+
     env = RankEnv(rank=rank, world=world, local_rank=rank)
-    with mock.patch("data_pipeline.loader.read_batch", read), pytest.raises(UserError) as caught:
-        Trainer(loop_config(folder, "parallel.ep_size=2", "train.steps=2", *absent), env).fit()
+    with (
+        mock.patch("data_pipeline.loader.read_batch", read),
+        mock.patch("trainer.assembly.ShardIndex.load", load),
+        pytest.raises(UserError) as caught,
+    ):
+        Trainer(loop_config(folder, "parallel.ep_size=2", "train.steps=2"), env).fit()
     return str(caught.value)
 
 
 @pytest.mark.parametrize("where", ["index", "training", "constants", "validation"])
 def test_what_fails_for_one_rank_is_the_same_error_on_all(where: str, undisturbed: Path, tmp_path: Path) -> None:
     link_shards(undisturbed, tmp_path)
-    first, second = run_ranks(_failing_on_rank_1, 2, tmp_path, where)
+    assert run_ranks(_failing_on_rank_1, 2, tmp_path, where) == [f"{where} fails"] * 2
+
+
+def _differing_configs(rank: int, world: int, folder: Path) -> str:
+    env = RankEnv(rank=rank, world=world, local_rank=rank)
+    with pytest.raises(UserError) as caught:
+        Trainer(loop_config(folder, f"optim.lr=0.{rank + 1}"), env)
+    return str(caught.value)
+
+
+def test_ranks_of_different_configurations_are_refused(undisturbed: Path, tmp_path: Path) -> None:
+    link_shards(undisturbed, tmp_path)
+    first, second = run_ranks(_differing_configs, 2, tmp_path)
     assert first == second
-    assert "fails" in first
+    assert "rank 1 has another optim.lr than rank 0" in first
 
 
 def test_images_that_no_task_can_use_are_counted(tmp_path: Path, alone: RankEnv) -> None:

@@ -1,0 +1,43 @@
+"""A rank's exit: the status, the line, and no process group left."""
+
+import signal
+
+import pytest
+import torch.distributed as dist
+
+from cluster.env import RankEnv
+from configs.errors import UserError
+from configs.schema import ParallelConfig
+from trainer.engine import init_distributed
+from trainer.interruption import Interrupted
+from trainer.rank_process import run_to_the_end
+
+
+def ending_with(error: Exception | None) -> None:
+    init_distributed(RankEnv(), ParallelConfig())
+    if error is not None:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (None, 0, ""),
+        (UserError("no space"), 2, "error: no space\n"),
+        (Interrupted(signal.SIGTERM, 7), 143, "interrupted by SIGTERM after step 7; saved; the same command goes on"),
+    ],
+)
+def test_the_end_of_a_rank(error: Exception | None, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_to_the_end(lambda: ending_with(error), is_main=True) == status
+    assert not dist.is_initialized()
+    assert capsys.readouterr().err.startswith(line)
+
+
+def test_debugging_shows_the_traceback_of_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_to_the_end(lambda: ending_with(UserError("no space")), is_main=True, debug=True) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_our_own_faults_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_to_the_end(lambda: 1 / 0, is_main=True)
