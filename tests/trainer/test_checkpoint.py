@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from multiprocessing import get_context
@@ -14,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from configs.errors import UserError
 from tests.trainer.worlds import CLIPS, Case, engine_on, launched, resume, world_of_one
@@ -68,6 +70,19 @@ def test_full_disk_is_one_error_on_all_ranks_and_leaves_the_last_checkpoint() ->
     assert errors[0] == errors[1]
     assert len(errors[0]) > 3, "the disk was full at several files"
     assert all("\n" not in error and "free some space" in error for error in errors[0])
+
+
+def test_a_file_that_torch_cuts_short_is_told_as_a_storage_error(engine: Engine, tmp_path: Path) -> None:
+    # What torch makes of a disk that is full within a tensor, seen with tensors larger than those of the test above.
+    cause = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+    failure = CheckpointException("write", {0: (cause, traceback.StackSummary())})
+    save_steps(tmp_path, engine, [1])
+    with (
+        mock.patch("trainer.checkpoint.save_tensors", side_effect=failure),
+        pytest.raises(UserError, match=r"could not be written whole.*free some space"),
+    ):
+        save_steps(tmp_path, engine, [2])
+    assert folders(tmp_path) == ["latest", "step_00000001"]
 
 
 @pytest.fixture
