@@ -13,6 +13,7 @@ from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+Init = Literal["standard", "published"]
 Weights = dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
 
 # Sizes of the published models (arXiv 2212.08066, official configuration), and one for CPUs.
@@ -73,9 +74,9 @@ class ModelConfig(Section):
     """Side of a square patch in pixels."""
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden width of a dense MLP over `width`; an expert's hidden width is mlp_ratio * width / mlp_top_k."""
-    placement: Literal["alternate", "every", "mlp", "attention"] = "alternate"
+    placement: Literal["alternate", "every", "mlp", "attention", "dense"] = "alternate"
     """alternate: expert attention in even blocks, expert MLP in odd ones (published); every: both in every block;
-    mlp, attention: only that kind, in every block."""
+    mlp, attention: only that kind, in every block; dense: no experts at all, an ordinary vision transformer."""
     attention_experts: Positive
     """Experts E of an expert attention layer."""
     attention_top_k: Positive
@@ -84,14 +85,20 @@ class ModelConfig(Section):
     """Experts E of an expert MLP layer."""
     mlp_top_k: Positive
     """Experts K chosen per token in an expert MLP layer."""
+    routers: Literal["task", "shared"] = "task"
+    """task: one router per task in every expert layer that sees the task; shared: one router for all tasks."""
     shared_blocks: NonNegative = 0
-    """The first s blocks run once per image; their routers see no task. 0: the published model."""
+    """The first s blocks run once per image; their routers see no task. 0: the published model. All `depth` blocks may
+    be shared (task_embedding: none): only the heads then differ between tasks."""
     task_embedding: Literal["every_block", "first", "none"] = "every_block"
     """Where the task's vector is added to its tokens: before every task-dependent block, before the first, or never."""
     renormalize_gates: bool = False
     """Scale the K chosen gates to sum 1; False: use the full softmax's values as they are (published)."""
     router_noise: bool = False
     """Noisy top-k gating (arXiv 1701.06538), in training only."""
+    init: Init = "standard"
+    """standard: experts keep the variance of what passes them; published: experts start near zero and task embeddings
+    at deviation 1, as in the published model."""
 
     @model_validator(mode="before")
     @classmethod
@@ -112,8 +119,10 @@ class ModelConfig(Section):
             raise ValueError(f"mlp_top_k {self.mlp_top_k} exceeds mlp_experts {self.mlp_experts}")
         if (hidden := self.mlp_ratio * self.width / self.mlp_top_k) != int(hidden):
             raise ValueError(f"mlp_ratio * width / mlp_top_k = {hidden:g} is not whole: change one of the three")
-        if self.shared_blocks >= self.depth:
-            raise ValueError(f"shared_blocks {self.shared_blocks} must be below depth {self.depth}: tasks need a block")
+        if self.shared_blocks > self.depth:
+            raise ValueError(f"shared_blocks {self.shared_blocks} exceeds depth {self.depth}")
+        if self.shared_blocks == self.depth and self.task_embedding != "none":
+            raise ValueError(f"task_embedding '{self.task_embedding}' needs a block that is not shared: set it to none")
         if self.head_width is None and (2 * self.width) % self.heads:
             raise ValueError(f"2 * width {self.width} is not divisible by heads {self.heads}: set head_width")
         return self
@@ -153,6 +162,8 @@ class MatchingConfig(Section):
     """P(t) up to a factor, per task, of the run or not; 1 where not given."""
     load_balance_weight: float = Field(0.0, ge=0)
     """Weight of the switch load-balance loss (arXiv 2101.03961)."""
+    load_balance_over: Literal["batch", "task"] = "batch"
+    """batch: experts shall be used evenly by all tokens together; task: by the tokens of every task on its own."""
     z_loss_weight: float = Field(0.0, ge=0)
     """Weight of the router z-loss (arXiv 2202.08906)."""
 
@@ -203,6 +214,8 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How long, how much at a time, in which precision."""
 
+    init_from: str | None = None
+    """File of dense ViT weights to start from (names of timm, DeiT or MAE; safetensors or torch); None: random."""
     steps: Positive = 100
     """Optimizer steps."""
     images_per_step: Positive = 8

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from configs.schema import Init
 from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
 from model.experts import expert_matrices, grouped_linear, grouped_outer
@@ -33,17 +34,26 @@ class ExpertAttention(nn.Module):
         top_k: K, which `routing` must have.
         group: the ranks that hold the experts.
         seed: of the initial weights.
+        init: see `experts.expert_matrices`.
     """
 
     def __init__(
-        self, *, width: int, head_width: int, num_experts: int, top_k: int, group: ExpertGroup, seed: int = 0
+        self,
+        *,
+        width: int,
+        head_width: int,
+        num_experts: int,
+        top_k: int,
+        group: ExpertGroup,
+        seed: int = 0,
+        init: Init = "standard",
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.top_k = top_k
         self.group = group
         shapes = [(width, head_width), (head_width, width)]
-        self.wq, self.wo = expert_matrices(group.experts(num_experts), shapes, seed)
+        self.wq, self.wo = expert_matrices(group.experts(num_experts), shapes, seed, init)
         self.kv = nn.Linear(width, 2 * head_width)
 
         generator = seeded_generator(seed, num_experts)  # the stream after the last expert's

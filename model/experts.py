@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from configs.schema import Init
 from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
 from model.router import Routing, seeded_generator
@@ -35,17 +36,26 @@ class ExpertMLP(nn.Module):
         top_k: K, which `routing` must have.
         group: the ranks that hold the experts.
         seed: of the initial weights.
+        init: see `expert_matrices`.
     """
 
     def __init__(
-        self, *, width: int, hidden: int, num_experts: int, top_k: int, group: ExpertGroup, seed: int = 0
+        self,
+        *,
+        width: int,
+        hidden: int,
+        num_experts: int,
+        top_k: int,
+        group: ExpertGroup,
+        seed: int = 0,
+        init: Init = "standard",
     ) -> None:
         super().__init__()
         self.num_experts = num_experts
         self.top_k = top_k
         self.group = group
         experts = group.experts(num_experts)
-        self.w1, self.w2 = expert_matrices(experts, [(width, hidden), (hidden, width)], seed)
+        self.w1, self.w2 = expert_matrices(experts, [(width, hidden), (hidden, width)], seed, init)
         self.b1 = expert_parameter(torch.zeros(len(experts), hidden))
         self.b2 = expert_parameter(torch.zeros(len(experts), width))
 
@@ -71,17 +81,18 @@ def reference_expert_mlp(
     return y_SD
 
 
-def expert_matrices(experts: range, shapes: Sequence[tuple[int, int]], seed: int) -> list[nn.Parameter]:
+def expert_matrices(experts: range, shapes: Sequence[tuple[int, int]], seed: int, init: Init) -> list[nn.Parameter]:
     """Return one stacked parameter (L, fan_in, fan_out) per shape, the same for a global expert in any group.
 
-    U(-a, a) with a = sqrt(3 / fan_in), i.e. deviation fan_in^-1/2, keeps the variance from input to output (LeCun
-    1998, Efficient BackProp, section 4.6). Gates that are not renormalised sum to about K / E, so that experts drawn
-    any smaller would start as almost nothing beside the residual.
+    Drawn from U(-a, a). `standard`: a = sqrt(3 / fan_in), i.e. deviation fan_in^-1/2, keeps the variance from input to
+    output (LeCun 1998, Efficient BackProp, section 4.6). Gates that are not renormalised sum to about K / E, so that
+    experts drawn any smaller start as almost nothing beside the residual. `published` (the published model) is smaller:
+    a = 1 / fan_in.
     """
     drawn = []
     for expert in experts:
         generator = seeded_generator(seed, expert)
-        bounds = [math.sqrt(3 / fan_in) for fan_in, _ in shapes]
+        bounds = [math.sqrt(3 / fan_in) if init == "standard" else 1 / fan_in for fan_in, _ in shapes]
         drawn.append(
             [torch.empty(shape).uniform_(-a, a, generator=generator) for shape, a in zip(shapes, bounds, strict=True)]
         )

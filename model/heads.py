@@ -9,19 +9,21 @@ Shape legend: P pairs of the head's task, N = G * G patch tokens, D width, C cha
 
 from torch import Tensor, nn
 
+from configs.schema import Init
 from configs.tasks import TaskSpec
 
 
 class DenseHead(nn.Module):
     """A linear decoder per patch: (P, N, D) -> (P, C, S, S) float32."""
 
-    def __init__(self, *, width: int, channels: int, patch_size: int, grid: int) -> None:
+    def __init__(self, *, width: int, channels: int, patch_size: int, grid: int, init: Init) -> None:
         """Build the head for images of `grid` x `grid` patches."""
         super().__init__()
         self.channels, self.patch_size, self.grid = channels, patch_size, grid
         self.norm = nn.LayerNorm(width)
         # Near zero: every pixel has weights of its own, and a short training would leave their first values as grain.
-        self.linear = _linear(width, channels * patch_size**2, std=0.001)
+        std = 0.001 if init == "standard" else 0.02
+        self.linear = _linear(width, channels * patch_size**2, std=std)
 
     def forward(self, x_PND: Tensor) -> Tensor:
         """Return the prediction (P, C, S, S) of the tokens (P, N, D); P may be 0."""
@@ -47,10 +49,12 @@ class VectorHead(nn.Module):
         return y_PC.float()
 
 
-def make_head(spec: TaskSpec, *, width: int, patch_size: int, grid: int) -> DenseHead | VectorHead:
+def make_head(
+    spec: TaskSpec, *, width: int, patch_size: int, grid: int, init: Init = "standard"
+) -> DenseHead | VectorHead:
     """Return the head of a task for images of `grid` x `grid` patches."""
     if spec.dense:
-        return DenseHead(width=width, channels=spec.channels, patch_size=patch_size, grid=grid)
+        return DenseHead(width=width, channels=spec.channels, patch_size=patch_size, grid=grid, init=init)
     return VectorHead(width=width, channels=spec.channels)
 
 

@@ -25,7 +25,7 @@ class ExpertLayerInfo:
         block: number of its block, from 0.
         num_experts: experts E over all ranks.
         top_k: experts K that each token uses.
-        sees_task: whether the layer has one router per task; False in the blocks shared by all tasks.
+        sees_task: whether it runs once per pair, so that the task can decide; False in blocks that run once per image.
     """
 
     name: str

@@ -12,6 +12,7 @@ Shape legend: T tasks, E experts, K chosen experts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,7 +47,9 @@ def conditional_entropy(S_TE: Tensor, prior_T: Tensor) -> Tensor:
     return -(prior_T[:, None] * S_TE * _log(S_TE)).sum()
 
 
-def load_balance(prob_sum_TE: Tensor, counts_TE: Tensor, tokens_T: Tensor, top_k: int) -> Tensor:
+def load_balance(
+    prob_sum_TE: Tensor, counts_TE: Tensor, tokens_T: Tensor, top_k: int, *, over: Literal["batch", "task"] = "batch"
+) -> Tensor:
     """Return the switch load-balance loss E * sum_e f_e P_e, a scalar: 1 when even, up to E when collapsed.
 
     f_e is the share of all choices that named expert e and P_e the mean probability of e (arXiv 2101.03961, eq. 4-6).
@@ -57,9 +60,13 @@ def load_balance(prob_sum_TE: Tensor, counts_TE: Tensor, tokens_T: Tensor, top_k
         counts_TE: (T, E) floating.
         tokens_T: (T,) floating.
         top_k: choices per token.
+        over: `batch`: f and P are those of all tokens; `task`: the mean of the loss of each task that has tokens.
     """
-    tokens = tokens_T.sum().clamp_min(1)
-    return prob_sum_TE.shape[-1] * (counts_TE.sum(0) / (tokens * top_k) * prob_sum_TE.sum(0) / tokens).sum()
+    if over == "batch":
+        prob_sum_TE, counts_TE, tokens_T = (x.sum(0, keepdim=True) for x in (prob_sum_TE, counts_TE, tokens_T))
+    tokens_T1 = tokens_T[:, None].clamp_min(1)
+    balance_T = prob_sum_TE.shape[-1] * (counts_TE / (tokens_T1 * top_k) * prob_sum_TE / tokens_T1).sum(1)
+    return balance_T.sum() / (tokens_T > 0).sum().clamp_min(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,8 @@ class MatchingResult:
         loss: scalar float32 with gradient, to be added to the task losses once on every rank.
         mutual_information: I(T;E) in nats per layer that sees the task; detached scalars.
         conditional_entropy: H(E|T) in nats per layer that sees the task; detached scalars.
-        load_balance: switch load balance per expert layer (1 = even); detached scalars.
+        load_balance: switch load balance per expert layer (1 = even) over what the configuration names; detached
+            scalars.
     """
 
     loss: Tensor
@@ -139,10 +147,16 @@ class Matching:
         """
         assert tuple(layer.info for layer in routing) == self._layers, "routing of another model"
         information, entropy, balance = {}, {}, {}
-        loss = torch.zeros((), dtype=torch.float64, device=routing[0].z_sum.device)
+        loss = torch.zeros((), dtype=torch.float64, device=routing[0].z_sum.device if routing else None)
         self._prior_T = self._prior_T.to(loss.device)  # once: each copy would wait for the device
         for layer, sums in zip(self._layers, _sum_packed(routing, process_group), strict=True):
-            balance[layer.name] = load_balance(sums.prob_sum_TE, sums.counts_TE, sums.tokens_T, layer.top_k)
+            balance[layer.name] = load_balance(
+                sums.prob_sum_TE,
+                sums.counts_TE,
+                sums.tokens_T,
+                layer.top_k,
+                over=self.config.load_balance_over,
+            )
             loss = loss + self.config.load_balance_weight * balance[layer.name]
             loss = loss + self.config.z_loss_weight * sums.z_sum / sums.tokens_T.sum().clamp_min(1)
             if layer.sees_task:
@@ -203,7 +217,9 @@ def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _sum_packed(
     routing: Sequence[LayerRouting], process_group: torch.distributed.ProcessGroup | None
 ) -> list[_GlobalSums]:
-    """Sum the statistics of all layers over all ranks in one collective."""
+    """Sum the statistics of all layers over all ranks in one collective; a model without experts needs none."""
+    if not routing:
+        return []
     parts = [
         part.double() for layer in routing for part in (layer.prob_sum_TE, layer.counts_TE, layer.tokens_T, layer.z_sum)
     ]

@@ -71,7 +71,11 @@ class ModSquad(nn.Module):
             self.heads = nn.ModuleDict(
                 {
                     spec.name: make_head(
-                        spec, width=config.width, patch_size=config.patch_size, grid=self.backbone.grid
+                        spec,
+                        width=config.width,
+                        patch_size=config.patch_size,
+                        grid=self.backbone.grid,
+                        init=config.init,
                     )
                     for spec in self.tasks
                 }

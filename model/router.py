@@ -43,7 +43,7 @@ class TaskRouter(nn.Module):
     Args:
         width: D.
         num_experts: E, the width of the softmax.
-        num_tasks: R; 1 for a layer that sees no task.
+        num_tasks: R; 1 for one router that serves all rows.
         top_k: K.
         renormalize_gates: scale a token's K gates to sum 1; otherwise they are the chosen p as they are.
         noise: whether training adds noise.

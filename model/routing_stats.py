@@ -57,6 +57,8 @@ class RoutingLedger:
 
     def all_reduce(self, process_group: torch.distributed.ProcessGroup | None) -> None:
         """Replace this rank's sums by those of all ranks, in one collective. Call it once, when counting is over."""
+        if not self.layers:
+            return
         tables: list[dict[str, Tensor]] = [self.counts, self.tokens, self.prob_sums, self.entropy_sums]
         parts = [table[layer.name] for layer in self.layers for table in tables]
         flat = sum_over_ranks(torch.cat([part.reshape(-1).double() for part in parts]), process_group)

@@ -44,10 +44,11 @@ class ExpertLayer(nn.Module):
         # Every layer draws from its own stream, so that its weights depend on nothing built before it.
         layer_seed = Random(f"{seed}/{info.name}").getrandbits(62)
         self.info = info
+        self._one_router_per_task = info.sees_task and config.routers == "task"
         self.router = TaskRouter(
             width=config.width,
             num_experts=info.num_experts,
-            num_tasks=num_tasks if info.sees_task else 1,
+            num_tasks=num_tasks if self._one_router_per_task else 1,
             top_k=info.top_k,
             renormalize_gates=config.renormalize_gates,
             noise=config.router_noise,
@@ -64,6 +65,7 @@ class ExpertLayer(nn.Module):
                 top_k=info.top_k,
                 group=group,
                 seed=layer_seed,
+                init=config.init,
             )
         else:
             self.experts = ExpertMLP(
@@ -73,11 +75,12 @@ class ExpertLayer(nn.Module):
                 top_k=info.top_k,
                 group=group,
                 seed=layer_seed,
+                init=config.init,
             )
 
     def forward(self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor) -> tuple[Tensor, ...]:
         """Return the output (R, N, D) and the tensors of `routing_sums`."""
-        routing = self.router(x_RND, task_R if self.info.sees_task else None)
+        routing = self.router(x_RND, task_R if self._one_router_per_task else None)
         if isinstance(self.experts, ExpertAttention):
             y_RND = self.experts(x_RND, routing)
         else:
@@ -208,8 +211,8 @@ class VisionTransformer(nn.Module):
         if config.task_embedding != "none":
             self.task_embedding = nn.Parameter(torch.empty(num_tasks, config.width))
             # Routers must feel the task from the start: at equal routers the gradient of the mutual information is
-            # zero. In toy runs it left zero several times sooner than with 0.02, and 1 cost task loss.
-            nn.init.trunc_normal_(self.task_embedding, std=0.3)
+            # zero. In toy runs it left zero several times sooner than with 0.02, and 1 (as published) cost task loss.
+            nn.init.trunc_normal_(self.task_embedding, std=0.3 if config.init == "standard" else 1.0)
         nn.init.trunc_normal_(self.patch.weight, std=0.02)
         nn.init.zeros_(self.patch.bias)
         nn.init.trunc_normal_(self.position, std=0.02)
@@ -233,15 +236,15 @@ class VisionTransformer(nn.Module):
         pair_TP = F.one_hot(pair_task, self.num_tasks).T.float()
         image_TB = pair_TP @ F.one_hot(pair_image, len(images)).float() if len(images) else pair_TP[:, :0]
         routing: list[LayerRouting] = []
+        shared = self.config.shared_blocks
         for index, block in enumerate(self.blocks):
-            shared = index < self.config.shared_blocks
-            if index == self.config.shared_blocks:
+            if index == shared:
                 x = x[pair_image]
-            if not shared and self._adds_task_embedding(index):
+            if self._adds_task_embedding(index):
                 x = x + (pair_TP.T.to(x.dtype) @ self.task_embedding)[:, None]
-            x, *sums = block(x, pair_task, image_TB if shared else pair_TP)
+            x, *sums = block(x, pair_task, image_TB if index < shared else pair_TP)
             routing += _unpack(block_layers(self.config, index), sums)
-        return x, routing
+        return (x if shared < len(self.blocks) else x[pair_image]), routing
 
     def _embed_patches(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, N, D): a linear map of each patch's pixels plus the learned position."""
@@ -256,7 +259,7 @@ class VisionTransformer(nn.Module):
     def _adds_task_embedding(self, index: int) -> bool:
         if self.config.task_embedding == "first":
             return index == self.config.shared_blocks
-        return self.config.task_embedding == "every_block"
+        return self.config.task_embedding == "every_block" and index >= self.config.shared_blocks
 
 
 def _unpack(layers: Sequence[ExpertLayerInfo], sums: Sequence[Tensor]) -> list[LayerRouting]:

@@ -75,15 +75,16 @@ class Objective(nn.Module):
         share_T = scale / prepared.global_pairs.clamp_min(1)
         task_loss = self.weighting(loss_sum_T * share_T, prepared.global_pairs > 0)
         matching = self.matching(output.routing, None)
+        matching_loss = matching.loss.to(task_loss.device)  # a model without experts has none that knows its device
         statistics = StepStatistics(
             loss_sum_T=loss_sum_T.detach(),
             # Not bincount: on a GPU it waits for the device.
             pairs_T=one_hot(prepared.pair_task, len(self._tasks)).sum(0),
-            matching_loss=matching.loss.detach(),
+            matching_loss=matching_loss.detach(),
             mutual_information=matching.mutual_information,
             routing=[_detached(layer) for layer in output.routing],
         )
-        return task_loss + matching.loss, statistics
+        return task_loss + matching_loss, statistics
 
 
 def _detached(layer: LayerRouting) -> LayerRouting:

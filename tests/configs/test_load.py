@@ -64,9 +64,10 @@ def test_dump_and_load_give_an_equal_configuration(
         ("", ["seed=1", "train.steps=5"], "override 'train.steps=5': optim.warmup_steps 20 exceeds train.steps 5"),
         (
             "",
-            ["model.width=64", "model.shared_blocks=4"],
-            "override 'model.shared_blocks=4': model: shared_blocks 4 mu",
+            ["model.width=64", "model.shared_blocks=5"],
+            "override 'model.shared_blocks=5': model: shared_blocks 5 exceeds depth 4",
         ),
+        ("", ["model.shared_blocks=4"], "model: task_embedding 'every_block' needs a block that is not shared"),
         ("model: {mlp_top_k: 9}", [], "mlp_top_k 9 exceeds mlp_experts 8"),
         ("data: {image_size: 60}", [], "data.image_size 60 is not a multiple of model.patch_size 8"),
         ("a: [", [], "recipe.yaml: not valid YAML at line 1"),

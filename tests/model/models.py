@@ -19,6 +19,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published": {},
     "every": {"placement": "every", "task_embedding": "first", "renormalize_gates": True},
     "shared": {"shared_blocks": 2},
+    "shared router": {"placement": "every", "routers": "shared", "init": "published"},
+    "dense": {"placement": "dense"},
+    "dense trunk": {"placement": "dense", "shared_blocks": 3, "task_embedding": "none"},
+    "expert trunk": {"shared_blocks": 3, "task_embedding": "none"},
     "mlp": {"placement": "mlp", "task_embedding": "none", "router_noise": True},
     "attention": {"placement": "attention", "head_width": 4},
 }

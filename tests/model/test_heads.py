@@ -23,7 +23,7 @@ def test_predictions_have_the_task_s_shape(task: str, pairs: int) -> None:
 
 @given(patch=st.integers(1, 4), grid=st.integers(1, 4), channels=st.integers(1, 3), data=st.data())
 def test_a_patch_paints_its_own_pixels_only(patch: int, grid: int, channels: int, data: st.DataObject) -> None:
-    head = DenseHead(width=6, channels=channels, patch_size=patch, grid=grid)
+    head = DenseHead(width=6, channels=channels, patch_size=patch, grid=grid, init="standard")
     x = torch.randn(1, grid * grid, 6)
     moved = x.clone()
     row, column = data.draw(st.integers(0, grid - 1)), data.draw(st.integers(0, grid - 1))

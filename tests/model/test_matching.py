@@ -108,6 +108,17 @@ def test_load_balance_is_one_when_even_and_rises_with_collapse() -> None:
     assert collapsed.item() == 4.0
 
 
+def test_load_balance_over_tasks_sees_a_private_expert_per_task() -> None:
+    counts_TE = 6 * torch.eye(4)[:3]
+    tokens_T = torch.tensor([6.0, 6.0, 6.0])
+    even_TE = torch.full((3, 4), 1.5)
+    assert load_balance(counts_TE, counts_TE, tokens_T, 1, over="task") == pytest.approx(4.0)
+    assert load_balance(counts_TE, counts_TE, tokens_T, 1) == pytest.approx(4 / 3)
+    assert load_balance(even_TE, even_TE, tokens_T, 1, over="task") == pytest.approx(1.0)
+    absent_T = torch.tensor([6.0, 0.0, 0.0])
+    assert load_balance(counts_TE * absent_T[:, None] / 6, counts_TE, absent_T, 1, over="task") == pytest.approx(4.0)
+
+
 def layer_routing(info: ExpertLayerInfo, logits_RNE: Tensor, task_R: Tensor) -> LayerRouting:
     """What a layer with these logits reports."""
     logits = logits_RNE.flatten(0, 1)

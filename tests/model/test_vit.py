@@ -93,6 +93,38 @@ def test_checkpointed_blocks_give_the_same_tokens_sums_and_gradients(variant: st
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(results[0][2], results[1][2], strict=True))
 
 
+def test_a_shared_router_serves_all_tasks_of_a_layer_that_runs_per_pair() -> None:
+    built = model(placement="every", routers="shared", shared_blocks=1)
+    assert [layer.sees_task for layer in built.expert_layers] == [False, False, True, True, True, True]
+    routers = {name: p.shape[0] for name, p in built.named_parameters() if name.endswith("router.weight")}
+    assert set(routers.values()) == {1}
+    # Tasks still differ by their embedding, so usage is counted for each of them.
+    _, routing = built.eval().backbone(images(2), *EVERYTHING)
+    assert not torch.equal(routing[-1].counts_TE[0], routing[-1].counts_TE[1])
+
+
+def test_a_model_may_be_all_trunk_or_have_no_experts() -> None:
+    trunk = model(placement="dense", shared_blocks=3, task_embedding="none")
+    rows: list[int] = []
+    for block in trunk.blocks:
+        block.register_forward_hook(lambda _m, inputs, _y: rows.append(len(inputs[0])))
+    tokens, routing = trunk.eval().backbone(images(2), *EVERYTHING)
+    assert rows == [2, 2, 2]
+    assert routing == []
+    assert len(tokens) == 5
+    assert torch.equal(tokens[0], tokens[2])  # the same image, whatever the task
+
+
+def test_published_experts_start_near_zero_and_task_embeddings_at_deviation_one() -> None:
+    published, standard = model(spread=0.0, init="published"), model(spread=0.0)
+    for name, parameter in published.named_parameters():
+        if hasattr(parameter, "is_expert") and parameter.dim() == 3:
+            assert parameter.abs().max() <= 1 / parameter.shape[1]
+            other = standard.get_parameter(name).detach()
+            assert other.std() == pytest.approx(parameter.shape[1] ** -0.5, rel=0.1)
+    assert published.backbone.task_embedding.std() > 2 * standard.backbone.task_embedding.std()
+
+
 def test_images_of_another_size_are_named() -> None:
     with pytest.raises(ValueError, match="16"):
         model().backbone(torch.zeros(1, 3, 8, 8), *pairs([0]))
