@@ -1,58 +1,19 @@
 """Charts of a run: arrays in, one PNG out.
 
-Figures are transparent and drawn in a mid-grey ink, so that the same file reads on a light and on a dark page. Colours
-are those of Okabe and Ito (categories), viridis and cividis (quantities), which colour-blind readers can tell apart.
-
 Shapes: T tasks, E experts, L layers, n logged steps.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-from scipy.signal import savgol_filter
 
-Floats = NDArray[np.float64]
+from trainer.figure import BLUE, GREEN, ORANGE, Floats, curve, figure
 
-INK = "#6e7681"  # contrast of at least 3.9 to both white and near-black
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-_RC: dict[Any, Any] = {
-    "font.size": 9,
-    "font.family": "DejaVu Sans",
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK,
-    "grid.alpha": 0.18,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-    "savefig.transparent": True,
-    "figure.dpi": 144,
-    "savefig.dpi": 144,
-}
-_WIDTH = 10.0  # inches
 _TASK_COLUMNS = 5
 _MAP_COLUMNS = 4
 
@@ -94,9 +55,9 @@ class ExpertMap:
 
 def progress_chart(path: Path, progress: Progress) -> None:
     """Draw total loss, mutual information per layer, learning rate and throughput side by side."""
-    with _figure(path, rows=2, columns=2, row_height=2.5) as (_, axes):
+    with figure(path, rows=2, columns=2, row_height=2.5) as (_, axes):
         loss, information, rate, throughput = axes
-        _curve(loss, progress.steps, progress.loss, BLUE)
+        curve(loss, progress.steps, progress.loss, BLUE)
         loss.set_title("total loss")
 
         names = list(progress.mutual_information)
@@ -111,7 +72,7 @@ def progress_chart(path: Path, progress: Progress) -> None:
         rate.plot(progress.steps, progress.learning_rate, color=GREEN)
         rate.set_title("learning rate")
         rate.yaxis.set_major_formatter("{x:g}")
-        _curve(throughput, progress.steps, progress.images_per_second, ORANGE)
+        curve(throughput, progress.steps, progress.images_per_second, ORANGE)
         throughput.set_title("images per second")
         throughput.set_ylim(bottom=0)
         for axis in (rate, throughput):
@@ -122,9 +83,9 @@ def task_loss_chart(path: Path, steps: Floats, losses: Mapping[str, Floats]) -> 
     """Draw one small loss curve per task, each on its own scale. `steps` and every loss are (n,)."""
     columns = min(_TASK_COLUMNS, len(losses))
     rows = math.ceil(len(losses) / columns)
-    with _figure(path, rows=rows, columns=columns, row_height=1.75) as (_, axes):
+    with figure(path, rows=rows, columns=columns, row_height=1.75) as (_, axes):
         for axis, (task, loss) in zip(axes, losses.items(), strict=False):
-            _curve(axis, steps, loss, BLUE)
+            curve(axis, steps, loss, BLUE)
             axis.set_title(task, fontsize=8.5)
             axis.tick_params(labelsize=7)
             axis.locator_params(nbins=4)
@@ -143,7 +104,7 @@ def expert_map_chart(path: Path, tasks: Sequence[str], maps: Sequence[ExpertMap]
     columns = min(_MAP_COLUMNS, len(maps))
     rows = math.ceil(len(maps) / columns)
     row_height = 0.45 + 0.19 * len(tasks) + 0.7 / rows  # titles, tasks, and the colour bar's part
-    with _figure(path, rows=rows, columns=columns, row_height=row_height) as (figure, axes):
+    with figure(path, rows=rows, columns=columns, row_height=row_height) as (canvas, axes):
         image = None
         for index, (axis, item) in enumerate(zip(axes, maps, strict=False)):
             share_TE = item.share_TE[order_T]
@@ -160,7 +121,7 @@ def expert_map_chart(path: Path, tasks: Sequence[str], maps: Sequence[ExpertMap]
         for axis in axes[len(maps) :]:
             axis.set_visible(False)
         if image is not None:
-            bar = figure.colorbar(image, ax=axes[: len(maps)], location="bottom", shrink=0.35, aspect=45, pad=0.02)
+            bar = canvas.colorbar(image, ax=axes[: len(maps)], location="bottom", shrink=0.35, aspect=45, pad=0.02)
             bar.outline.set_visible(False)
             bar.set_label("share of the task's tokens")
 
@@ -193,41 +154,3 @@ def expert_order(share_TE: Floats) -> list[int]:
     moment_E = np.arange(len(share_TE)) @ share_TE
     np.divide(moment_E, total_E, out=position_E, where=total_E > 0)
     return [int(expert) for expert in np.argsort(position_E, kind="stable")]
-
-
-@contextmanager
-def _figure(path: Path, *, rows: int, columns: int, row_height: float) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a styled figure with `rows` x `columns` axes (flat, row by row) and save it to `path` afterwards."""
-    with mpl.rc_context(_RC):
-        # Figure without pyplot: no global state, no display, and nothing to close.
-        figure = Figure(figsize=(_WIDTH, row_height * rows), layout="constrained")
-        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-        yield figure, axes
-        figure.savefig(path, format="png")
-
-
-def _curve(axis: Axes, steps: Floats, values: Floats, colour: str) -> None:
-    """Plot the raw values faintly and, where there are enough of them, a smooth curve on top."""
-    window = len(values) // 50  # a logged value is a mean over steps already
-    if window < 2:
-        axis.plot(steps, values, color=colour, marker="." if len(values) < 30 else None)
-        return
-    axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-    axis.plot(steps, smooth(values, window), color=colour)
-
-
-def smooth(values: Floats, window: int) -> Floats:
-    """Return local straight-line fits over `window` values on either side (Savitzky-Golay of order 1), (n,) -> (n,).
-
-    A line stays a line up to both ends, so neither a slope nor the last value bends the curve there. Gaps (values that
-    are not finite) are bridged for their neighbours and stay gaps themselves. Fewer finite values than one window
-    come back as they are.
-    """
-    index, finite = np.arange(len(values)), np.isfinite(values)
-    if finite.sum() < 2 * window + 1:
-        return values
-    known = slice(index[finite][0], index[finite][-1] + 1)  # beyond it there is nothing to bridge to
-    bridged = np.interp(index[known], index[finite], values[finite])
-    smoothed = np.full_like(values, np.nan)
-    smoothed[known] = savgol_filter(bridged, 2 * window + 1, polyorder=1)
-    return np.where(finite, smoothed, np.nan)

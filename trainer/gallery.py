@@ -21,7 +21,7 @@ from data_pipeline.loader import EvaluationLoader
 from data_pipeline.pictures import colour_range, to_picture
 from data_pipeline.targets import Target, prepare_batch
 from model.mod_squad import ModSquad
-from trainer.charts import INK
+from trainer.figure import INK
 
 Picture = NDArray[np.uint8]
 

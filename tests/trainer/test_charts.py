@@ -12,7 +12,6 @@ from trainer.charts import (
     expert_map_chart,
     expert_order,
     progress_chart,
-    smooth,
     task_loss_chart,
     task_order,
 )
@@ -90,19 +89,3 @@ def test_orders_are_permutations(tasks: int, experts: int, seed: int) -> None:
     share[share > 0.9] = np.nan
     assert sorted(task_order([share])) == list(range(tasks))
     assert sorted(expert_order(share)) == list(range(experts))
-
-
-@settings(max_examples=50, deadline=None)
-@given(count=st.integers(1, 60), window=st.integers(1, 70), slope=st.floats(-10, 10), gap=st.integers(0, 59))
-def test_smoothing_keeps_a_straight_line_and_its_gaps(count: int, window: int, slope: float, gap: int) -> None:
-    line = 3.0 + slope * np.arange(count)
-    line[gap : gap + 1] = np.nan
-    np.testing.assert_allclose(smooth(line, window), line, atol=1e-8)
-
-
-def test_smoothing_takes_away_noise_up_to_the_last_value() -> None:
-    noise = np.random.default_rng(0).standard_normal(300)
-    assert np.abs(smooth(noise, 20)).max() < 0.5 * np.abs(noise).max()
-    jump = np.zeros(100)
-    jump[-1] = 1.0
-    assert smooth(jump, 10)[-1] < 0.25

@@ -1,0 +1,90 @@
+"""How the pictures of a run look: colours, style, and the context manager that every chart is drawn in.
+
+Figures are transparent and drawn in a mid-grey ink, so that the same file reads on a light and on a dark page. Colours
+are those of Okabe and Ito (categories), viridis and cividis (quantities), which colour-blind readers can tell apart.
+
+Shapes: n logged steps.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.signal import savgol_filter
+
+Floats = NDArray[np.float64]
+
+INK = "#6e7681"  # contrast of at least 3.9 to both white and near-black
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+_RC: dict[Any, Any] = {
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.18,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "savefig.transparent": True,
+    "figure.dpi": 144,
+    "savefig.dpi": 144,
+}
+_WIDTH = 10.0  # inches
+
+
+@contextmanager
+def figure(path: Path, *, rows: int, columns: int, row_height: float) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a styled figure with `rows` x `columns` axes (flat, row by row) and save it to `path` afterwards."""
+    with mpl.rc_context(_RC):
+        # Figure without pyplot: no global state, no display, and nothing to close.
+        canvas = Figure(figsize=(_WIDTH, row_height * rows), layout="constrained")
+        axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
+        yield canvas, axes
+        canvas.savefig(path, format="png")
+
+
+def curve(axis: Axes, steps: Floats, values: Floats, colour: str) -> None:
+    """Plot the raw values faintly and, where there are enough of them, a smooth curve on top."""
+    window = len(values) // 50  # a logged value is a mean over steps already
+    if window < 2:
+        axis.plot(steps, values, color=colour, marker="." if len(values) < 30 else None)
+        return
+    axis.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+    axis.plot(steps, smooth(values, window), color=colour)
+
+
+def smooth(values: Floats, window: int) -> Floats:
+    """Return local straight-line fits over `window` values on either side (Savitzky-Golay of order 1), (n,) -> (n,).
+
+    A line stays a line up to both ends, so neither a slope nor the last value bends the curve there. Gaps (values that
+    are not finite) are bridged for their neighbours and stay gaps themselves. Fewer finite values than one window
+    come back as they are.
+    """
+    index, finite = np.arange(len(values)), np.isfinite(values)
+    if finite.sum() < 2 * window + 1:
+        return values
+    known = slice(index[finite][0], index[finite][-1] + 1)  # beyond it there is nothing to bridge to
+    bridged = np.interp(index[known], index[finite], values[finite])
+    smoothed = np.full_like(values, np.nan)
+    smoothed[known] = savgol_filter(bridged, 2 * window + 1, polyorder=1)
+    return np.where(finite, smoothed, np.nan)
