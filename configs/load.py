@@ -12,20 +12,25 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 
 RECIPES = Path(__file__).parent
+EXTENDS = "extends"
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and apply overrides.
+
+    A file may begin from another one: `extends: NAME` names a YAML file (relative to this one) or a shipped recipe.
+    Sections are merged key by key, and what this file says wins.
 
     Args:
         source: a YAML file, or the name of a shipped recipe ("quickstart").
         overrides: "key.sub=value"; the value is YAML, so numbers, lists, null and true work. Applied in order.
 
     Raises:
-        UserError: no such file, bad YAML, an unknown key, a value that does not fit. One line, naming file and key.
+        UserError: no such file, bad YAML, files that extend each other, an unknown key, a value that does not fit. One
+            line, naming file and key.
     """
     path = find_recipe(source)
-    values = _read_mapping(path)
+    values = _read_extended(path)
     origin: dict[str, str] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
@@ -72,6 +77,31 @@ def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
     """Return the dotted keys in which two configurations differ."""
     first, second = _flatten(one.model_dump(mode="json")), _flatten(other.model_dump(mode="json"))
     return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+
+
+def _read_extended(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a file merged over those of the file that it extends, and so on."""
+    values = _read_mapping(path)
+    base = values.pop(EXTENDS, None)
+    if base is None:
+        return values
+    chain = (*extending, path)
+    beside = path.parent / str(base)
+    try:
+        found = find_recipe(beside if beside.is_file() else str(base))
+    except UserError as error:
+        raise UserError(f"{path}: {EXTENDS}: {error}") from None
+    if found.resolve() in {file.resolve() for file in chain}:
+        raise UserError(f"{path}: {EXTENDS}: {found} extends this file itself")
+    return _merged(_read_extended(found, chain), values)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -90,3 +90,32 @@ def test_differing_keys_are_dotted() -> None:
     one = RunConfig()
     other = one.model_copy(update={"seed": 3, "train": one.train.model_copy(update={"steps": 7})})
     assert differing_keys(one, other) == ["seed", "train.steps"]
+
+
+def test_a_recipe_extends_another_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {steps: 70, images_per_step: 4}\nmodel: {width: 64}\ntasks: [normal]")
+    (tmp_path / "middle.yaml").write_text("extends: base.yaml\ntrain: {images_per_step: 6}")
+    (tmp_path / "last.yaml").write_text(f"extends: {tmp_path / 'middle.yaml'}\nmodel: {{depth: 2}}")
+    config = load_config(tmp_path / "last.yaml", ["train.micro_batch=3"])
+    assert (config.train.steps, config.train.images_per_step, config.train.micro_batch) == (70, 6, 3)
+    assert (config.model.width, config.model.depth, config.tasks) == (64, 2, ("normal",))
+    (tmp_path / "shipped.yaml").write_text("extends: quickstart\nseed: 5")
+    assert load_config(tmp_path / "shipped.yaml") == load_config("quickstart", ["seed=5"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"recipe": "extends: nowhere.yaml"}, "recipe.yaml: extends: no configuration at 'nowhere.yaml'"),
+        ({"recipe": "extends: recipe.yaml"}, "recipe.yaml extends this file itself"),
+        ({"recipe": "extends: b.yaml", "b": "extends: recipe.yaml"}, "b.yaml: extends: "),
+        ({"recipe": "extends: b.yaml", "b": "- 1"}, "b.yaml: holds a list, expected keys and values"),
+    ],
+)
+def test_mistakes_in_what_a_recipe_extends(tmp_path: Path, texts: dict[str, str], message: str) -> None:
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(tmp_path / "recipe.yaml")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
