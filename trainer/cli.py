@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cluster.cpu import tune_process
 from configs.errors import UserError
+from trainer.cli_bench import bench
 from trainer.cli_data import app as data_app
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     help="Train modular multi-task vision transformers: squads of experts, one router per task.",
 )
 app.add_typer(data_app, name="data")
+app.command()(bench)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.", show_default=False)]

@@ -1,0 +1,1 @@
+"""Speed and memory of the expert layers beside dense layers and other libraries: `modsquad bench`."""

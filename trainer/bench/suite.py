@@ -1,0 +1,52 @@
+"""The benchmark as a whole: its parts in order, and bench.json."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from configs.atomic import write_text_atomically
+from trainer.bench.comparison import Comparison, Settings
+from trainer.bench.expert_layers import compare_attention, compare_mlp
+from trainer.bench.limits import judge
+from trainer.bench.machine import describe_machine
+
+FORMAT_VERSION = 1
+
+PARTS: dict[str, Callable[[Settings, str], list[Comparison]]] = {
+    "mlp": compare_mlp,
+    "attention": compare_attention,
+}
+"""Name -> measures one part in one precision."""
+
+
+def run_parts(names: Sequence[str], dtypes: Sequence[str], settings: Settings) -> Iterator[Comparison]:
+    """Measure parts and yield each comparison as soon as it is there.
+
+    Args:
+        names: keys of `PARTS`.
+        dtypes: fp32, bf16.
+        settings: sizes, rounds and threads; torch's number of threads is set.
+    """
+    torch.set_num_threads(settings.threads)
+    for name in names:
+        for dtype in dtypes:
+            torch.manual_seed(0)
+            yield from PARTS[name](settings, dtype)
+
+
+def write_results(path: Path, comparisons: Sequence[Comparison], settings: Settings) -> None:
+    """Write what was measured, on what, and the limits with their verdicts, as JSON."""
+    results = {
+        "version": FORMAT_VERSION,
+        "machine": describe_machine(),
+        "settings": dataclasses.asdict(settings),
+        "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
+        "limits": [
+            {**dataclasses.asdict(verdict.limit), "measured": verdict.measured, "met": verdict.met}
+            for verdict in judge(comparisons)
+        ],
+    }
+    write_text_atomically(path, json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,50 @@
+"""The benchmark's tables for the terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from trainer.bench.comparison import Comparison, Row
+from trainer.bench.limits import Verdict
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return one row per alternative: time, ratio to the reference with its quartiles, bytes saved for backward."""
+    table = Table(title=f"{comparison.title}, {comparison.dtype}", title_justify="left")
+    table.add_column("forward + backward", no_wrap=True)
+    for column in ("ms", "ratio", "quartiles", "saved MB", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in (comparison.reference, *comparison.rows):
+        table.add_row(row.name, *_cells(row, comparison.reference), row.note)
+    return table
+
+
+def limits_table(verdicts: Sequence[Verdict]) -> Table:
+    """Return one row per limit: its bound, what was measured, and whether it is met."""
+    table = Table(title="limits", title_justify="left")
+    table.add_column("ratio to the reference", no_wrap=True)
+    for column in ("limit", "measured"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    words = {True: "[green]met", False: "[red]not met", None: "not measured"}
+    for verdict in verdicts:
+        limit = verdict.limit
+        measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
+        table.add_row(
+            f"{limit.row}, {limit.dtype}, {limit.quantity}",
+            f"{limit.sign} {limit.bound:.2f}",
+            measured,
+            words[verdict.met],
+        )
+    return table
+
+
+def _cells(row: Row, reference: Row) -> list[str]:
+    if row.timing is None or row.saved_bytes is None:
+        return [""] * 5
+    ratio = row.timing.ratio
+    spread = "" if row is reference else f"{ratio.low:.2f}-{ratio.high:.2f}"
+    saved = f"{row.saved_bytes / 1e6:.1f}"
+    saved_ratio = f"{row.saved_bytes / reference.saved_bytes:.2f}" if reference.saved_bytes else ""
+    return [f"{row.timing.milliseconds.median:.1f}", f"{ratio.median:.2f}", spread, saved, saved_ratio]
