@@ -7,15 +7,57 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.schema import ModelConfig
 from configs.tasks import resolve_tasks
-from model.cost import count_macs, count_parameters
-from model.extract import SquadModel
+from model.cost import (
+    FORMULAE,
+    count_active_parameters,
+    count_image_macs,
+    count_macs,
+    count_parameters,
+    evaluate,
+    model_costs,
+)
 from model.mod_squad import ModSquad
-from model.vit import expert_layers
-from tests.model.models import SIDE, TASKS, VARIANTS, config, images, model, parameters_of
+from tests.model.models import SIDE, TASKS, VARIANTS, config, images, model, pairs, parameters_of
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+# Path inside a built model -> the part that it is; the first match counts.
+PLACES = {
+    "router.noise_weight": "router noise",
+    "router.weight": "router",
+    "attention.experts.kv": "keys and values",
+    "attention.experts": "expert attention",
+    "mlp.experts": "expert MLP",
+    "attention": "dense attention",
+    "mlp": "dense MLP",
+    "norm1": "norms",
+    "norm2": "norms",
+    "patch": "patch embedding",
+    "position": "positions",
+    "task_embedding": "task embedding",
+}
+HEADS = {spec.name: "dense head" if spec.dense else "vector head" for spec in TASKS}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_parameters_of_built_models(variant: str) -> None:
+def part_of(name: str) -> str:
+    if name.startswith("heads."):
+        return HEADS[name.split(".")[1]]
+    return next(part for place, part in PLACES.items() if f".{place}" in name)
+
+
+@every_variant
+def test_every_part_has_the_parameters_that_are_built(variant: str) -> None:
+    counted = dict.fromkeys(FORMULAE, 0)
+    for row in model_costs(config(**VARIANTS[variant]), TASKS, SIDE):
+        counted[row.part] += row.parameters
+    built = dict.fromkeys(FORMULAE, 0)
+    for name, parameter in model(**VARIANTS[variant]).named_parameters():
+        built[part_of(name)] += parameter.numel()
+    assert counted == built
+
+
+@every_variant
+def test_parameters_add_up_by_purpose(variant: str) -> None:
     count = count_parameters(config(**VARIANTS[variant]), TASKS, SIDE)
     built = model(**VARIANTS[variant])
     assert count.total == parameters_of(built)
@@ -23,17 +65,48 @@ def test_parameters_of_built_models(variant: str) -> None:
     assert count.routers == sum(p.numel() for name, p in built.named_parameters() if ".router." in name)
 
 
-@pytest.mark.parametrize("variant", ["published", "shared"])
-@pytest.mark.parametrize("task", range(len(TASKS)))
-def test_macs_of_a_squad_are_the_products_that_run(variant: str, task: int) -> None:
-    sizes = config(**VARIANTS[variant])
-    kept = {layer.name: list(range(layer.num_experts)) for layer in expert_layers(sizes)}
-    squad = SquadModel(sizes, TASKS[task], SIDE, kept).eval()
+def products(built: ModSquad, pair_image: torch.Tensor, pair_task: torch.Tensor, count: int) -> float:
+    """The MACs that run in a forward pass over `count` images."""
     # The plain attention kernel: the counter does not know the fused one.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        squad(images(3))
-    # Beside what is counted: sums over tasks and the pick of the task embedding.
-    assert counter.get_total_flops() / 2 / 3 == pytest.approx(count_macs(sizes, TASKS[task], SIDE), rel=0.002)
+        built.eval()(images(count), pair_image, pair_task)
+    return counter.get_total_flops() / 2
+
+
+@every_variant
+def test_macs_of_one_task_are_the_products_that_run(variant: str) -> None:
+    sizes = config(**VARIANTS[variant])
+    for task in TASKS:
+        ran = products(ModSquad(sizes, [task], SIDE), *pairs([0, 1, 2]), 3)
+        # Beside what is counted: sums over tasks and the pick of the task embedding.
+        assert ran / 3 == pytest.approx(count_macs(sizes, task, SIDE), rel=0.002)
+
+
+@every_variant
+def test_macs_of_an_image_with_all_tasks_count_shared_blocks_once(variant: str) -> None:
+    sizes = config(**VARIANTS[variant])
+    ran = products(model(**VARIANTS[variant]), *pairs(*[[0, 1]] * len(TASKS)), 2)
+    assert ran / 2 == pytest.approx(count_image_macs(sizes, TASKS, SIDE), rel=0.005)
+
+
+def test_active_parameters_are_those_of_a_model_with_one_task_one_token_and_k_experts() -> None:
+    for variant in ("published", "every", "dense"):
+        wide = VARIANTS[variant]
+        sizes = config(**wide)
+        # The smallest model that serves one token of one task; only its routers are narrower.
+        smallest = config(**wide, attention_experts=sizes.attention_top_k, mlp_experts=sizes.mlp_top_k)
+        for task in TASKS:
+            least = ModSquad(smallest, [task], smallest.patch_size)
+            routers = sum(row.parameters for row in model_costs(sizes, [task], SIDE) if row.part == "router")
+            narrow = sum(p.numel() for name, p in least.named_parameters() if ".router." in name)
+            assert count_active_parameters(sizes, task, SIDE) == parameters_of(least) - narrow + routers
+
+
+def test_formulae_are_sums_of_products() -> None:
+    assert evaluate("3 p^2 D + D", {"p": 4, "D": 5}) == 3 * 16 * 5 + 5
+    assert evaluate("0", {}) == 0
+    with pytest.raises(KeyError):
+        evaluate("2 Z", {"D": 1})
 
 
 @pytest.mark.parametrize(
