@@ -88,14 +88,18 @@ def quickstart(
 def train(
     config: Config,
     overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print", help="Show the resolved configuration and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print", help="Show the resolved configuration, what the model costs, and stop.")
+    ] = False,
 ) -> None:
     """Train; resume when the run folder holds a checkpoint. Alone: one process; or under torchrun, deepspeed, srun."""
     from configs.load import dump_config, load_config
 
     resolved = load_config(config, overrides or [])
     if print_config:
-        print(dump_config(resolved), end="")
+        from trainer.cost_table import cost_comment
+
+        print(f"{dump_config(resolved)}\n{cost_comment(resolved)}", end="")
         return
     from cluster.env import detect
     from cluster.local import die_with_launcher
@@ -122,17 +126,28 @@ def evaluate(
 @app.command()
 def extract(
     run: Run,
-    task: Annotated[str, typer.Option(help="Task whose squad leaves.", show_default=False)],
+    task: Annotated[str, typer.Option(help="Task that leaves, or several, separated by commas.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder of the squad; default RUN/squads/TASK.")] = None,
     threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Keep experts that at least this share of the task's tokens choose.")
+        float, typer.Option(min=0.0, max=1.0, help="Keep experts that at least this share of a task's tokens choose.")
     ] = 0.01,
+    routing: Annotated[
+        Literal["ledger", "validation"],
+        typer.Option(help="Count choices in the latest evaluation, or anew on the validation shards."),
+    ] = "ledger",
+    curve: Annotated[bool, typer.Option("--curve", help="Also measure the squads of other thresholds.")] = False,
 ) -> None:
-    """Cut one task's squad out of a trained model and measure it beside the whole."""
-    from trainer.extraction import extract_task
-    from trainer.tables import squad_table
+    """Cut the squad of one task or several out of a trained model and measure it beside the whole."""
+    from trainer.extraction import extract_tasks
+    from trainer.squad_curve import read_curve
+    from trainer.tables import curve_table, squad_table
 
-    Console().print(squad_table([extract_task(run, task, out or run / "squads" / task, threshold=threshold)]))
+    folder = out or run / "squads" / task.replace(",", "+")
+    summary = extract_tasks(run, task.split(","), folder, threshold=threshold, routing=routing, curve=curve)
+    Console().print(squad_table([summary]))
+    if measured := read_curve(folder):
+        Console().print(curve_table(measured))
+        Console().print(f"wrote {folder}")
 
 
 @app.command()
