@@ -142,12 +142,13 @@ def extract(
     from trainer.squad_curve import read_curve
     from trainer.tables import curve_table, squad_table
 
-    folder = out or run / "squads" / task.replace(",", "+")
-    summary = extract_tasks(run, task.split(","), folder, threshold=threshold, routing=routing, curve=curve)
+    tasks = sorted(set(task.split(",")))
+    folder = out or run / "squads" / "+".join(tasks)
+    summary = extract_tasks(run, tasks, folder, threshold=threshold, routing=routing, curve=curve)
     Console().print(squad_table([summary]))
     if measured := read_curve(folder):
         Console().print(curve_table(measured))
-        Console().print(f"wrote {folder}")
+    Console().print(f"wrote {folder}")
 
 
 @app.command()

@@ -176,11 +176,13 @@ def model_forward(model: ModSquad, ledger: RoutingLedger | None = None) -> Forwa
     return forward
 
 
-def squad_forward(squad: nn.Module, task: str) -> Forward:
-    """Return the `Forward` of one task's extracted squad, to be evaluated on that task alone."""
+def squad_forward(squad: nn.Module, tasks: Sequence[str]) -> Forward:
+    """Return the `Forward` of an extracted squad, to be evaluated on just these tasks, in this order."""
 
     def forward(prepared: Prepared) -> Mapping[str, Tensor]:
-        return {task: squad(prepared.images)[prepared.pair_image]}
+        predictions = squad(prepared.images)
+        images = {name: prepared.pair_image[prepared.pair_task == task] for task, name in enumerate(tasks)}
+        return {name: predictions[name][image] for name, image in images.items()}
 
     return forward
 

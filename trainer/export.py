@@ -3,8 +3,9 @@
 Nothing here needs DeepSpeed or a process group, so a laptop can read what a cluster has trained. Files:
 
     FILE.safetensors            weights of the whole model; metadata: format, config (YAML), tasks (JSON), step
-    SQUAD/squad.safetensors     weights of one task's squad; metadata: format
+    SQUAD/squad.safetensors     weights of the squad of one task or several; metadata: format
     SQUAD/squad.json            format, spec (rebuilds the module) and what the extraction measured; written last
+    SQUAD/curve.json, .png      optional: what other thresholds would have given (trainer/squad_curve.py)
 """
 
 import json
@@ -27,8 +28,9 @@ from trainer.run_files import parse_json, read_config
 from trainer.squad_summary import SquadSummary
 
 MODEL_FORMAT = "modsquad.model.1"
-SQUAD_FORMAT = "modsquad.squad.1"
+SQUAD_FORMAT = "modsquad.squad.2"
 SQUAD_WEIGHTS, SQUAD_FILE = "squad.safetensors", "squad.json"
+CURVE_FILE, CURVE_PICTURE = "curve.json", "curve.png"
 
 _MODEL = "model."  # where the trained module holds the model
 _CPU = torch.device("cpu")
@@ -107,18 +109,20 @@ def save_squad(folder: Path, squad: SquadModel, summary: SquadSummary) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    # An older description must not stand beside new weights, should we stop in between.
+    # What describes older weights must not stand beside new ones, should we stop in between.
     try:
-        (folder / SQUAD_FILE).unlink(missing_ok=True)
+        for name in (SQUAD_FILE, CURVE_FILE, CURVE_PICTURE):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(folder, error) from None
     _save_weights(folder / SQUAD_WEIGHTS, squad, {"format": SQUAD_FORMAT})
-    values = {"format": SQUAD_FORMAT, **summary.model_dump(mode="json"), "spec": squad.spec()}
+    measured = json.loads(summary.model_dump_json())  # null where a metric could not be computed
+    values = {"format": SQUAD_FORMAT, **measured, "spec": squad.spec()}
     write_text_atomically(folder / SQUAD_FILE, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def load_squad(folder: Path, device: torch.device = _CPU) -> SquadModel:
-    """Return the squad in `folder`, in eval mode: `squad(images (B, 3, S, S) in [-1, 1]) -> prediction`.
+    """Return the squad in `folder`, in eval mode: `squad(images (B, 3, S, S) in [-1, 1])` -> a prediction per task.
 
     Raises:
         UserError: the folder holds no complete squad, or its parts do not fit each other.

@@ -1,30 +1,32 @@
-"""`modsquad extract`: cut one task's squad out of a run and measure it beside the whole model.
+"""`modsquad extract`: cut the squad of one task or several out of a run and measure it beside the whole model.
 
-Both models see the same validation images. What was measured is written with the squad (squad.json), so that nobody
-has to take its quality on trust.
+Both see the same validation images. What was measured is written with the squad (squad.json), so that nobody has to
+take its quality on trust. The whole model runs once: its metrics, and the routes of every token, serve all squads.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
-from data_pipeline.loader import EvaluationLoader
-from data_pipeline.targets import Prepared, prepare_batch
-from model.extract import Unaffected, extract_squad, select_experts, squad_cost, unaffected_share
-from model.mod_squad import ModelOutput, ModSquad
+from data_pipeline.targets import Prepared
+from model.extract import SquadModel, extract_squad, select_experts, squad_cost, task_ids
+from model.routing_record import RoutingRecord, Unaffected
 from model.routing_stats import RoutingLedger
 from model.vit import Kept
-from trainer.evaluate import Forward, evaluate, squad_forward
-from trainer.export import SQUAD_FILE, available_device, load_run_model, read_squad_json, save_squad
+from trainer.evaluate import Evaluation, Forward, evaluate, squad_forward
+from trainer.export import CURVE_PICTURE, SQUAD_FILE, available_device, load_run_model, read_squad_json, save_squad
 from trainer.run_files import read_latest_ledger
-from trainer.squad_summary import SquadLayer, SquadSummary
+from trainer.squad_charts import curve_chart
+from trainer.squad_curve import SquadCurve, curve_thresholds, write_curve
+from trainer.squad_summary import RoutingSource, SquadLayer, SquadScore, SquadSummary
 
 DEFAULT_THRESHOLD = 0.01
 """An expert that fewer than 1 % of the task's tokens choose leaves; a token that loses one to this rule takes its next
@@ -32,56 +34,41 @@ best. Measured on the squads of `modsquad quickstart` (depth_zbuffer, normal): n
 99.6 and 98.6 % of the tokens were unaffected. Other models may differ: each extraction reports its own change."""
 
 
-def extract_task(
-    run_dir: Path, task: str, out: Path, *, threshold: float = DEFAULT_THRESHOLD, images: int | None = None
+def extract_tasks(
+    run_dir: Path,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    routing: RoutingSource = "ledger",
+    curve: bool = False,
+    images: int | None = None,
 ) -> SquadSummary:
-    """Write the squad of `task` to the folder `out` and return what was measured.
+    """Write the squad of `tasks` to the folder `out` and return what was measured.
 
     Args:
-        run_dir: a run with a checkpoint and an evaluation of the same step.
-        task: one of the run's tasks.
+        run_dir: a run with a checkpoint and, for `routing` "ledger", an evaluation of the same step.
+        tasks: names of tasks of the run; they leave together, in the run's order.
         out: folder that receives squad.safetensors and squad.json.
-        threshold: an expert stays if at least this share of the task's tokens chose it in the evaluation, and in any
-            case the K most used; 0 keeps all experts.
+        threshold: an expert stays if at least this share of the tokens of one of the tasks chose it, and in any case
+            the K that each task uses most; 0 keeps all experts.
+        routing: `ledger` counts choices in the run's latest evaluation; `validation` counts them anew, on the images
+            that are measured.
+        curve: also measure the squads of other thresholds and write curve.json and curve.png.
         images: validation images to measure on, from the start of the index; None: `evaluate.images` of the run.
 
     Raises:
-        UserError: no such task, no checkpoint, no evaluation of its step, missing shards, no image with the
-            task's label, or `out` cannot be written.
+        UserError: no such task, no checkpoint, no evaluation of its step, missing shards, no image with a label of
+            one of the tasks, or `out` cannot be written.
     """
-    device = available_device()
-    model, config, step = load_run_model(run_dir, device)
-    spec = _find_task(config, task)
-    ledger = _ledger_of(run_dir, step)
-    kept = select_experts(ledger, task, model.expert_layers, threshold)
-    squad = extract_squad(model, task, kept).to(device)
-
-    index = ShardIndex.load(Path(config.data.val))
-    limit = config.evaluate.images if images is None else images
-    before, _ = _score(_one_task_forward(model, task), index, config, spec, limit, device)
-    after, count = _score(squad_forward(squad, task), index, config, spec, limit, device)
-    cost = squad_cost(model, squad)
-    images_here = (batch.to(device) for batch in _labelled_images(index, config, spec, limit))
-    unaffected = unaffected_share(model, task, kept, images_here)
-    summary = SquadSummary(
-        task=task,
-        step=step,
-        threshold=threshold,
-        image_size=config.data.image_size,
-        images=count,
-        metric=spec.metric,
-        higher_is_better=spec.higher_is_better,
-        value_before=before,
-        value_after=after,
-        parameters_before=cost.parameters_before,
-        parameters_after=cost.parameters_after,
-        macs_before=cost.macs_before,
-        macs_after=cost.macs_after,
-        unaffected_tokens=unaffected.tokens,
-        unaffected_images=unaffected.images,
-        layers=_layers(model, kept, unaffected),
-    )
+    whole = _WholeModel(run_dir, tasks, routing, images)
+    squad, summary = whole.cut(threshold)
     save_squad(out, squad, summary)
+    if curve:
+        measured = whole.curve(summary)
+        with atomic_path(out / CURVE_PICTURE) as temporary:
+            curve_chart(temporary, measured)
+        write_curve(out, measured)
     return summary
 
 
@@ -101,11 +88,100 @@ def read_summary(folder: Path, *, step: int | None = None) -> SquadSummary | Non
     return summary if step is None or summary.step == step else None
 
 
-def _find_task(config: RunConfig, task: str) -> TaskSpec:
-    specs = {spec.name: spec for spec in config.task_specs}
-    if task not in specs:
-        raise UserError(f"the run was not trained on task '{task}'; its tasks: {', '.join(specs)}")
-    return specs[task]
+class _WholeModel:
+    """A run's model, measured on the validation images of some tasks, and the squads cut out of it."""
+
+    def __init__(self, run_dir: Path, tasks: Sequence[str], routing: RoutingSource, images: int | None) -> None:
+        """Load the model and run it once. Arguments and errors as in `extract_tasks`."""
+        self.device = available_device()
+        self.model, self.config, self.step = load_run_model(run_dir, self.device)
+        self.specs = _find_tasks(self.config, tasks)
+        self.names = [spec.name for spec in self.specs]
+        self.routing, self.images = routing, self.config.evaluate.images if images is None else images
+        self.index = ShardIndex.load(self.config.data.val)
+        counted = RoutingLedger(self.model.expert_layers, [spec.name for spec in self.model.tasks])
+        self.ledger = counted if routing == "validation" else _ledger_of(run_dir, self.step)
+        self.record = RoutingRecord(self.model)
+        ids = torch.tensor(task_ids(self.model, self.names), device=self.device)
+
+        def forward(prepared: Prepared) -> Mapping[str, Tensor]:
+            output = self.record.run(prepared.images, prepared.pair_image, ids[prepared.pair_task])
+            counted.update(output.routing)
+            return output.predictions
+
+        self.evaluation = self._evaluate(forward)
+        if absent := [name for name in self.names if name not in self.record.tasks]:
+            raise UserError(f"no validation image to measure on has a label of '{absent[0]}': measure on more images")
+
+    def kept(self, threshold: float) -> Kept:
+        """Return the experts that stay at a threshold."""
+        return select_experts(self.ledger, self.names, self.model.expert_layers, threshold)
+
+    def cut(self, threshold: float) -> tuple[SquadModel, SquadSummary]:
+        """Return the squad of a threshold and what was measured of it."""
+        kept = self.kept(threshold)
+        squad = extract_squad(self.model, self.names, kept).to(self.device)
+        after = self._evaluate(squad_forward(squad, self.names))
+        cost = squad_cost(self.model, squad)
+        unaffected = self.record.unaffected(kept)
+        return squad, SquadSummary(
+            step=self.step,
+            threshold=threshold,
+            routing=self.routing,
+            image_size=self.config.data.image_size,
+            images=after.images,
+            parameters_before=cost.parameters_before,
+            parameters_after=cost.parameters_after,
+            macs_before=cost.macs_before,
+            macs_after=cost.macs_after,
+            scores=tuple(_score(spec, self.evaluation, after, unaffected) for spec in self.specs),
+            layers=tuple(
+                SquadLayer(
+                    name=layer.name,
+                    kind=layer.kind,
+                    num_experts=layer.num_experts,
+                    kept=tuple(kept[layer.name]),
+                    unaffected_share=unaffected.layers[layer.name],
+                )
+                for layer in self.model.expert_layers
+            ),
+        )
+
+    def curve(self, chosen: SquadSummary) -> SquadCurve:
+        """Return the squads of other thresholds beside `chosen`, which stands for all that keep the same experts."""
+        same = {layer.name: list(layer.kept) for layer in chosen.layers}
+        thresholds = curve_thresholds(self.ledger, self.names, self.model.expert_layers)
+        others = [self.cut(threshold)[1] for threshold in thresholds if self.kept(threshold) != same]
+        points = sorted([chosen, *others], key=lambda point: point.threshold)
+        return SquadCurve(threshold=chosen.threshold, points=tuple(points))
+
+    def _evaluate(self, forward: Forward) -> Evaluation:
+        return evaluate(
+            forward, self.index, self.config, self.specs, constants={}, device=self.device, limit=self.images
+        )
+
+
+def _score(spec: TaskSpec, before: Evaluation, after: Evaluation, unaffected: Unaffected) -> SquadScore:
+    """Return one task's main metric in both models; NaN where nothing could be judged."""
+    values = (evaluation.scores[spec.name][spec.metric].value for evaluation in (before, after))
+    value_before, value_after = (math.nan if value is None else value for value in values)
+    return SquadScore(
+        task=spec.name,
+        metric=spec.metric,
+        higher_is_better=spec.higher_is_better,
+        before=value_before,
+        after=value_after,
+        unaffected_tokens=unaffected.tokens[spec.name],
+        unaffected_images=unaffected.images[spec.name],
+    )
+
+
+def _find_tasks(config: RunConfig, tasks: Sequence[str]) -> list[TaskSpec]:
+    """Return the named tasks in the run's order."""
+    known = [spec.name for spec in config.task_specs]
+    if unknown := [task for task in tasks if task not in known]:
+        raise UserError(f"the run was not trained on task '{unknown[0]}'; its tasks: {', '.join(known)}")
+    return [spec for spec in config.task_specs if spec.name in tasks]
 
 
 def _ledger_of(run_dir: Path, step: int) -> RoutingLedger:
@@ -115,66 +191,6 @@ def _ledger_of(run_dir: Path, step: int) -> RoutingLedger:
         held = "there is none" if found is None else f"the latest is of step {found[0]}"
         raise UserError(
             f"extraction needs the routing ledger of the checkpoint's step {step}, {held}: run `modsquad evaluate "
-            f"{run_dir}` first"
+            f"{run_dir}` first, or count anew with `--routing validation`"
         )
     return found[1]
-
-
-def _score(
-    forward: Forward, index: ShardIndex, config: RunConfig, spec: TaskSpec, limit: int | None, device: torch.device
-) -> tuple[float, int]:
-    """Return the task's metric (NaN where nothing could be judged) and the number of images."""
-    evaluation = evaluate(forward, index, config, [spec], constants={}, device=device, limit=limit)
-    value = evaluation.scores[spec.name][spec.metric].value
-    return math.nan if value is None else value, evaluation.images
-
-
-def _one_task_forward(model: ModSquad, task: str) -> Forward:
-    """Return the whole model's `Forward` on batches that hold this task's pairs only."""
-    task_id = [spec.name for spec in model.tasks].index(task)
-
-    def forward(prepared: Prepared) -> Mapping[str, Tensor]:
-        output: ModelOutput = model(prepared.images, prepared.pair_image, torch.full_like(prepared.pair_task, task_id))
-        return output.predictions
-
-    return forward
-
-
-def _labelled_images(index: ShardIndex, config: RunConfig, spec: TaskSpec, limit: int | None) -> Iterator[Tensor]:
-    """Yield the images that have the task's label, (b, 3, S, S) in [-1, 1]: those that the metric is about.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = 0
-    loader = EvaluationLoader(
-        index,
-        [spec],
-        batch_size=config.evaluate.batch_size,
-        rank=0,
-        world=1,
-        limit=limit,
-        workers=config.data.workers,
-    )
-    try:
-        for batch in loader:
-            prepared = prepare_batch(batch, [spec], config.data.image_size)
-            found += len(prepared.pair_image)
-            yield prepared.images[prepared.pair_image]
-    finally:
-        loader.close()
-    if not found:
-        raise UserError(f"no validation image to measure on has a label of '{spec.name}': measure on more images")
-
-
-def _layers(model: ModSquad, kept: Kept, unaffected: Unaffected) -> tuple[SquadLayer, ...]:
-    return tuple(
-        SquadLayer(
-            name=layer.name,
-            kind=layer.kind,
-            num_experts=layer.num_experts,
-            kept=tuple(kept[layer.name]),
-            unaffected_share=unaffected.layers[layer.name],
-        )
-        for layer in model.expert_layers
-    )

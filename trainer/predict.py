@@ -81,9 +81,9 @@ def open_predictor(path: Path) -> Predictor:
     if (path / SQUAD_FILE).is_file():
         squad = load_squad(path)
         return Predictor(
-            tasks=(squad.task,),
+            tasks=squad.tasks,
             image_size=squad.image_size,
-            run=lambda images, _: {squad.task.name: squad(images)[0]},
+            run=lambda images, _: {name: prediction[0] for name, prediction in squad(images).items()},
         )
     if path.is_file():
         model, _, _ = load_exported(path)

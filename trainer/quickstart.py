@@ -17,7 +17,7 @@ from configs.load import load_config
 from data_pipeline.rooms.source import RoomsSource
 from trainer.cli_data import pack_with_progress
 from trainer.evaluate import latest_evaluation
-from trainer.extraction import extract_task, read_summary
+from trainer.extraction import extract_tasks, read_summary
 from trainer.report import write_report
 from trainer.tables import evaluation_table, squad_table
 
@@ -70,7 +70,7 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
     tasks = [task for task in SQUADS if task in evaluation.tasks] or list(evaluation.tasks)[:2]
     squads = {task: out / "squads" / task for task in tasks}
     console.print(
-        squad_table([read_summary(to, step=steps) or extract_task(out, task, to) for task, to in squads.items()])
+        squad_table([read_summary(to, step=steps) or extract_tasks(out, [task], to) for task, to in squads.items()])
     )
 
     console.rule("4/4 report")

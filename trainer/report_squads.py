@@ -3,39 +3,54 @@
 from pathlib import Path
 
 from trainer import report_page as html
+from trainer.export import CURVE_PICTURE
 from trainer.extraction import read_summary
 from trainer.squad_summary import SquadSummary
 
 
 def squads_section(run_dir: Path) -> html.Section:
-    """Tabulate the extracted squads."""
+    """Tabulate the extracted squads, a row per task, and show the trade-off of those extracted with `--curve`."""
     title = "Extracted squads"
-    folders = sorted((run_dir / "squads").glob("*/"))
-    squads = [squad for folder in folders if (squad := read_summary(folder)) is not None]
+    found = {folder: read_summary(folder) for folder in sorted((run_dir / "squads").glob("*/"))}
+    squads = {folder: summary for folder, summary in found.items() if summary is not None}
     if not squads:
         body = html.missing("no squad in squads/", f"`modsquad extract {run_dir} --task TASK` makes one.")
         return html.Section(title=title, body=body)
-    headers = ["task", "experts kept", "parameters", "MACs per image", "metric", "before", "after", "change"]
-    headers += ["unaffected tokens", "step"]
+    headers = ["experts kept", "parameters", "MACs per image", "step", "task", "metric", "before", "after", "change"]
+    headers += ["unaffected tokens", "unaffected images"]
     caption = (
-        "A squad is one task as a standalone model, measured beside the whole one on the same images; one bar per "
-        "expert layer. Unaffected tokens are those whose chosen experts all stay, in every layer. MACs stay as they "
-        "are: every token still uses as many experts."
+        "A squad is one task, or several, as a standalone model, measured beside the whole one on the same images; one "
+        "bar per expert layer. Unaffected tokens are those whose chosen experts all stay, in every layer; unaffected "
+        "images those whose tokens all do. MACs are those of the squad's tasks. They stay as they are: every token "
+        "still uses as many experts."
     )
-    body = html.table(headers, [_squad_row(squad) for squad in squads], right=headers[5:])
+    rows = [row for summary in squads.values() for row in _squad_rows(summary)]
+    body = html.table(headers, rows, right=[*headers[1:4], *headers[6:]])
+    for folder, summary in squads.items():
+        if (folder / CURVE_PICTURE).is_file():
+            names = ", ".join(summary.tasks)
+            body += html.picture(folder / CURVE_PICTURE, f"Squads of {names}: what other thresholds would have given")
     return html.Section(title=title, caption=caption, body=body)
 
 
-def _squad_row(squad: SquadSummary) -> list[html.Cell]:
-    return [
-        squad.task,
+def _squad_rows(squad: SquadSummary) -> list[list[html.Cell]]:
+    """Return a row per task; what the tasks share stands in the first."""
+    shared: list[html.Cell] = [
         html.bars([(layer.name, len(layer.kept), layer.num_experts) for layer in squad.layers]),
         f"{html.quantity(squad.parameters_before)} → {html.quantity(squad.parameters_after)}",
         f"{html.quantity(squad.macs_before)} → {html.quantity(squad.macs_after)}",
-        squad.metric,
-        squad.value_before,
-        squad.value_after,
-        html.percent(squad.relative_change, signed=True),
-        html.percent(squad.unaffected_tokens),
         squad.step,
+    ]
+    return [
+        [
+            *(shared if number == 0 else [""] * len(shared)),
+            score.task,
+            score.metric,
+            score.before,
+            score.after,
+            html.percent(score.relative_change, signed=True),
+            html.percent(score.unaffected_tokens),
+            html.percent(score.unaffected_images),
+        ]
+        for number, score in enumerate(squad.scores)
     ]

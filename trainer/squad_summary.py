@@ -2,14 +2,20 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from trainer.run_files import Number, Record
+
+RoutingSource = Literal["ledger", "validation"]
+"""Whose counts decide which experts stay: those of the run's latest evaluation, or of a new pass over the validation
+images."""
 
 
 class SquadLayer(Record):
     """One expert layer of a squad.
 
-    `kept` are the experts that stay, by their numbers in the whole model. `unaffected_share` is the share of the task's
-    tokens in this layer whose chosen experts all stay.
+    `kept` are the experts that stay, by their numbers in the whole model. `unaffected_share` is the share of the tokens
+    in this layer, of all the squad's tasks, whose chosen experts all stay.
     """
 
     name: str
@@ -19,38 +25,54 @@ class SquadLayer(Record):
     unaffected_share: Number
 
 
-class SquadSummary(Record):
-    """A squad beside the whole model, on the same validation images.
+class SquadScore(Record):
+    """One task of a squad beside the whole model, on the same validation images.
 
-    `before` is the whole model, `after` the squad. MACs are those of one image for this one task; they stay, since
-    every token still uses K experts. `unaffected_tokens` is the share of tokens whose chosen experts all stay in every
-    layer, `unaffected_images` that of images whose tokens all do: their predictions are the same. `image_size` is the
-    model input's side in pixels.
+    `before` is the whole model, `after` the squad. `unaffected_tokens` is the share of the task's tokens whose chosen
+    experts all stay in every layer, `unaffected_images` that of images whose tokens all do: their predictions are the
+    same.
     """
 
     task: str
-    step: int
-    threshold: float
-    image_size: int
-    images: int
     metric: str
     higher_is_better: bool
-    value_before: Number
-    value_after: Number
-    parameters_before: int
-    parameters_after: int
-    macs_before: int
-    macs_after: int
+    before: Number
+    after: Number
     unaffected_tokens: Number
     unaffected_images: Number
-    layers: tuple[SquadLayer, ...]
 
     @property
     def relative_change(self) -> float:
         """Return (after - before) / |before|; NaN when the metric before is 0 or unknown."""
-        if self.value_before == 0:
+        if self.before == 0:
             return float("nan")
-        return (self.value_after - self.value_before) / abs(self.value_before)
+        return (self.after - self.before) / abs(self.before)
+
+
+class SquadSummary(Record):
+    """A squad beside the whole model.
+
+    `before` is the whole model, `after` the squad. MACs are those of one image for the squad's tasks; they stay, since
+    every token still uses K experts. `image_size` is the model input's side in pixels, `images` how many were measured
+    on.
+    """
+
+    step: int
+    threshold: float
+    routing: RoutingSource
+    image_size: int
+    images: int
+    parameters_before: int
+    parameters_after: int
+    macs_before: int
+    macs_after: int
+    scores: tuple[SquadScore, ...] = Field(min_length=1)
+    layers: tuple[SquadLayer, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of the squad's tasks."""
+        return tuple(score.task for score in self.scores)
 
     @property
     def experts(self) -> tuple[int, int]:

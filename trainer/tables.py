@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 
 from trainer.run_files import EvaluationRecord
-from trainer.squad_summary import SquadSummary
+from trainer.squad_curve import SquadCurve
+from trainer.squad_summary import SquadScore, SquadSummary
 
 
 def evaluation_table(evaluation: EvaluationRecord) -> Table:
@@ -25,23 +26,50 @@ def evaluation_table(evaluation: EvaluationRecord) -> Table:
 
 
 def squad_table(summaries: Sequence[SquadSummary]) -> Table:
-    """Return one column per extracted squad: size and metric of the whole model -> of the squad."""
+    """Return one column per extracted squad: sizes and metrics of the whole model -> of the squad; a line per task."""
     table = Table(title="squads: whole model -> standalone model")
     table.add_column("")
     for summary in summaries:
-        table.add_column(summary.task, justify="right")
+        table.add_column("\n".join(summary.tasks), justify="right")
     rows: dict[str, Callable[[SquadSummary], str]] = {
         "experts": lambda squad: "{1} -> {0}".format(*squad.experts),
         "parameters": lambda squad: f"{_count(squad.parameters_before)} -> {_count(squad.parameters_after)}",
         "MACs per image": lambda squad: f"{_count(squad.macs_before)} -> {_count(squad.macs_after)}",
-        "metric": lambda squad: squad.metric,
-        "value": lambda squad: f"{_number(squad.value_before)} -> {_number(squad.value_after)}",
-        "relative change": lambda squad: _percent(squad.relative_change),
-        "tokens unaffected": lambda squad: f"{squad.unaffected_tokens:.2%}",
+        "metric": _per_task(lambda score: score.metric),
+        "value": _per_task(lambda score: f"{_number(score.before)} -> {_number(score.after)}"),
+        "relative change": _per_task(lambda score: _percent(score.relative_change)),
+        "tokens unaffected": _per_task(lambda score: f"{score.unaffected_tokens:.2%}"),
+        "images unaffected": _per_task(lambda score: f"{score.unaffected_images:.2%}"),
     }
     for name, cell in rows.items():
         table.add_row(name, *map(cell, summaries))
     return table
+
+
+def curve_table(curve: SquadCurve) -> Table:
+    """Return one row per threshold; cells of several tasks have a line per task. The written squad's row is bold."""
+    table = Table(title=f"squads by threshold; {curve.points[0].images} images, step {curve.points[0].step}")
+    columns: dict[str, Callable[[SquadSummary], str]] = {
+        "threshold": lambda squad: f"{squad.threshold:g}",
+        "experts": lambda squad: str(squad.experts[0]),
+        "parameters": lambda squad: _count(squad.parameters_after),
+        "MACs": lambda squad: _count(squad.macs_after),
+        "task": _per_task(lambda score: score.task),
+        "tokens\nunaffected": _per_task(lambda score: f"{score.unaffected_tokens:.2%}"),
+        "images\nunaffected": _per_task(lambda score: f"{score.unaffected_images:.2%}"),
+        "value": _per_task(lambda score: _number(score.after)),
+        "change": _per_task(lambda score: _percent(score.relative_change)),
+    }
+    for name in columns:
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for point in curve.points:
+        style = "bold" if point.threshold == curve.threshold else None
+        table.add_row(*(cell(point) for cell in columns.values()), style=style)
+    return table
+
+
+def _per_task(cell: Callable[[SquadScore], str]) -> Callable[[SquadSummary], str]:
+    return lambda squad: "\n".join(map(cell, squad.scores))
 
 
 def _percent(change: float) -> str:

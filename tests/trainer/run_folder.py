@@ -11,7 +11,7 @@ from configs.load import dump_config
 from configs.schema import RunConfig
 from model.layer_routing import ExpertLayerInfo, LayerRouting
 from model.routing_stats import RoutingLedger
-from trainer.squad_summary import SquadLayer, SquadSummary
+from trainer.squad_summary import SquadLayer, SquadScore, SquadSummary
 
 TASKS = ("depth_zbuffer", "normal")
 LAYERS = (
@@ -94,21 +94,25 @@ def squad_summary() -> SquadSummary:
         SquadLayer(name=layer.name, kind=layer.kind, num_experts=4, kept=(2, 3), unaffected_share=0.99)
         for layer in LAYERS
     )
-    return SquadSummary(
+    score = SquadScore(
         task="normal",
-        step=STEPS,
-        threshold=0.01,
-        image_size=64,
-        images=16,
         metric="mean_angle_deg",
         higher_is_better=False,
-        value_before=30.0,
-        value_after=30.15,
+        before=30.0,
+        after=30.15,
+        unaffected_tokens=0.98,
+        unaffected_images=0.75,
+    )
+    return SquadSummary(
+        step=STEPS,
+        threshold=0.01,
+        routing="ledger",
+        image_size=64,
+        images=16,
         parameters_before=2_000_000,
         parameters_after=900_000,
         macs_before=50_000_000,
         macs_after=50_000_000,
-        unaffected_tokens=0.98,
-        unaffected_images=0.75,
+        scores=(score,),
         layers=layers,
     )

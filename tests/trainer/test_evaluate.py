@@ -58,15 +58,15 @@ def test_two_ranks_measure_what_one_process_does(tmp_path: Path) -> None:
 
 
 class DepthSquad(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return images[:, :1] + 0.1
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {SPECS[0].name: images[:, :1] + 0.1}
 
 
 def test_a_squad_is_measured_by_the_same_code(tmp_path: Path) -> None:
     make_shards(tmp_path)
     config = loop_config(tmp_path)
     val = ShardIndex.load(config.data.val)
-    squad = evaluate(squad_forward(DepthSquad(), SPECS[0].name), val, config, SPECS[:1], constants={}, limit=5)
+    squad = evaluate(squad_forward(DepthSquad(), [SPECS[0].name]), val, config, SPECS[:1], constants={}, limit=5)
     whole = measure(config)
     for kind, score in squad.scores["depth_euclidean"].items():
         assert score.value == pytest.approx(whole.scores["depth_euclidean"][kind].value, rel=1e-6)

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from model.extract import SquadModel, extract_squad
 from tests.trainer.run_folder import squad_summary
 from tests.trainer.tiny_run import SIDE, TASKS, tiny_config, tiny_model
 from trainer.export import (
+    CURVE_FILE,
+    CURVE_PICTURE,
     SQUAD_FILE,
     SQUAD_WEIGHTS,
     export_model,
@@ -30,7 +33,7 @@ from trainer.extraction import read_summary
 @pytest.fixture
 def squad(tmp_path: Path) -> SquadModel:
     model = tiny_model(tiny_config(tmp_path))
-    return extract_squad(model, "normal", {layer.name: [1, 3] for layer in model.expert_layers})
+    return extract_squad(model, ["normal", "class_scene"], {layer.name: [1, 3] for layer in model.expert_layers})
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
@@ -79,20 +82,45 @@ def test_a_squad_loads_back_exactly(squad: SquadModel, tmp_path: Path) -> None:
     loaded = load_squad(tmp_path / "squad")
     assert not loaded.training
     assert loaded.kept == squad.kept
+    assert loaded.tasks == squad.tasks
     assert_same_weights(loaded, squad)
     images = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
-        assert torch.equal(loaded(images), squad(images))
+        expected, found = squad(images), loaded(images)
+    assert list(found) == list(expected) == ["normal", "class_scene"]
+    assert all(torch.equal(found[task], expected[task]) for task in expected)
     assert read_summary(tmp_path / "squad") == squad_summary()
 
 
-def test_squads_load_without_deepspeed(squad: SquadModel, tmp_path: Path) -> None:
+def test_squads_run_without_deepspeed(squad: SquadModel, tmp_path: Path) -> None:
     save_squad(tmp_path, squad, squad_summary())
     code = (
-        "import sys, pathlib; from trainer.export import load_squad; "
-        "load_squad(pathlib.Path(sys.argv[1])); assert 'deepspeed' not in sys.modules"
+        "import sys, pathlib, torch; from trainer.export import load_squad; "
+        f"squad = load_squad(pathlib.Path(sys.argv[1])); print(*squad(torch.zeros(1, 3, {SIDE}, {SIDE}))); "
+        "assert 'deepspeed' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["normal", "class_scene"]
+
+
+def test_a_metric_that_could_not_be_computed_is_null_on_disk(squad: SquadModel, tmp_path: Path) -> None:
+    summary = squad_summary()
+    unknown = summary.scores[0].model_copy(update={"before": math.nan})
+    save_squad(tmp_path, squad, summary.model_copy(update={"scores": (unknown,)}))
+    assert json.loads((tmp_path / SQUAD_FILE).read_text())["scores"][0]["before"] is None
+    read = read_summary(tmp_path)
+    assert read is not None
+    assert math.isnan(read.scores[0].before)
+    assert math.isnan(read.scores[0].relative_change)
+
+
+def test_a_new_squad_removes_the_curve_of_the_old_one(squad: SquadModel, tmp_path: Path) -> None:
+    for name in (CURVE_FILE, CURVE_PICTURE):
+        (tmp_path / name).write_text("")
+    save_squad(tmp_path, squad, squad_summary())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SQUAD_FILE, SQUAD_WEIGHTS]
 
 
 def test_an_interrupted_overwrite_leaves_no_complete_squad(
@@ -124,7 +152,7 @@ def test_damaged_squads_are_named(squad: SquadModel, tmp_path: Path) -> None:
     (tmp_path / SQUAD_FILE).write_text('{"format": "modsquad.squad.9"}')
     with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.9'"):
         load_squad(tmp_path)
-    (tmp_path / SQUAD_FILE).write_text('{"format": "modsquad.squad.1"}')
+    (tmp_path / SQUAD_FILE).write_text('{"format": "modsquad.squad.2"}')
     with pytest.raises(UserError, match="no squad description"):
         load_squad(tmp_path)
     (tmp_path / SQUAD_FILE).write_text("[]")
@@ -137,7 +165,7 @@ def test_damaged_squads_are_named(squad: SquadModel, tmp_path: Path) -> None:
 
 def test_a_squad_is_no_exported_model(squad: SquadModel, tmp_path: Path) -> None:
     save_squad(tmp_path, squad, squad_summary())
-    with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.1', expected modsquad\.model\.1"):
+    with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.2', expected modsquad\.model\.1"):
         load_exported(tmp_path / SQUAD_WEIGHTS)
 
 

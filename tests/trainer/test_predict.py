@@ -55,15 +55,26 @@ def test_only_the_named_tasks_are_predicted(exported: Path, photo: Path, tmp_pat
     assert [path.name for path in written] == ["holiday.rgb.png", "holiday.normal.png", "holiday.normal.npy"]
 
 
+@pytest.mark.parametrize("tasks", [["normal"], ["class_scene", "normal"]], ids="+".join)
 def test_a_squad_with_all_experts_predicts_what_the_whole_model_does(
-    model: ModSquad, exported: Path, photo: Path, tmp_path: Path
+    tasks: list[str], model: ModSquad, exported: Path, photo: Path, tmp_path: Path
 ) -> None:
     kept = {layer.name: list(range(layer.num_experts)) for layer in model.expert_layers}
-    save_squad(tmp_path / "squad", extract_squad(model, "normal", kept), squad_summary())
+    save_squad(tmp_path / "squad", extract_squad(model, tasks, kept), squad_summary())
     predict(tmp_path / "squad", [photo], tmp_path / "small")
-    predict(exported, [photo], tmp_path / "whole", ["normal"])
-    small, whole = (np.load(tmp_path / name / "holiday.normal.npy") for name in ("small", "whole"))
-    np.testing.assert_allclose(small, whole, atol=1e-5)
+    predict(exported, [photo], tmp_path / "whole", tasks)
+    names = [path.name for path in (tmp_path / "whole").iterdir()]
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == sorted(names)
+    for task in tasks:
+        small, whole = (np.load(tmp_path / name / f"holiday.{task}.npy") for name in ("small", "whole"))
+        np.testing.assert_allclose(small, whole, atol=1e-5)
+
+
+def test_one_task_of_a_squad_of_several_can_be_asked_for(model: ModSquad, photo: Path, tmp_path: Path) -> None:
+    kept = {layer.name: [0, 1] for layer in model.expert_layers}
+    save_squad(tmp_path / "squad", extract_squad(model, ["class_scene", "normal"], kept), squad_summary())
+    written = predict(tmp_path / "squad", [photo], tmp_path / "out", ["normal"])
+    assert [path.name for path in written] == ["holiday.rgb.png", "holiday.normal.png", "holiday.normal.npy"]
 
 
 def test_an_unknown_task_is_named_with_the_known_ones(exported: Path, photo: Path, tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Picture of a squad's trade-off: what each threshold keeps, and what that costs.
+
+Shape: n points of the curve.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from trainer.figure import INK, Floats, figure
+from trainer.squad_curve import SquadCurve
+from trainer.squad_summary import SquadScore
+
+# Okabe and Ito; a task beyond the last starts again.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+def curve_chart(path: Path, curve: SquadCurve) -> None:
+    """Draw three panels side by side; a ring marks the squad that was written.
+
+    Experts kept and parameters over the threshold; per task, what the metric gains (upwards is better) and the share of
+    tokens and images that stay unaffected, both over the parameters.
+    """
+    points = curve.points
+    chosen = [point.threshold for point in points].index(curve.threshold)
+    threshold = _series(100 * point.threshold for point in points)
+    millions = _series(point.parameters_after / 1e6 for point in points)
+    with figure(path, rows=1, columns=3, row_height=3.0) as (_, axes):
+        size, change, unaffected = axes
+        _line(size, threshold, _series(point.experts[0] for point in points), chosen, INK, "experts kept")
+        size.set_xscale("symlog", linthresh=1.0)
+        size.set_xlabel("threshold (% of a task's tokens)")
+        size.set_title(f"experts kept, of {points[0].experts[1]}")
+        size.set_ylim(bottom=0)
+
+        for number, task in enumerate(points[0].tasks):
+            colour = _COLOURS[number % len(_COLOURS)]
+            scores = [point.scores[number] for point in points]
+            label = f"{task} ({scores[0].metric})"
+            _line(change, millions, _series(map(_gain, scores)), chosen, colour, label)
+            tokens = _series(100 * score.unaffected_tokens for score in scores)
+            images = _series(100 * score.unaffected_images for score in scores)
+            _line(unaffected, millions, tokens, chosen, colour, "tokens" if number == 0 else None)
+            unaffected.plot(millions, images, "--", color=colour, label="images" if number == 0 else None)
+        change.axhline(0, color=INK, linewidth=0.8)
+        change.set_title("gain in the metric (%)")
+        change.legend()
+        unaffected.set_title("unaffected (%)")
+        unaffected.set_ylim(-3, 103)
+        unaffected.legend()
+        for axis in (change, unaffected):
+            axis.set_xlabel("parameters (millions)")
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _gain(score: SquadScore) -> float:
+    """Return the relative change in percent, positive for the better."""
+    return 100 * score.relative_change * (1 if score.higher_is_better else -1)
+
+
+def _series(values: Iterable[float]) -> Floats:
+    """Return the values as an array (n,)."""
+    return np.array(list(values), dtype=np.float64)
+
+
+def _line(axis: Axes, x: Floats, y: Floats, chosen: int, colour: str, label: str | None) -> None:
+    """Plot the points of a curve and put a ring around the chosen one."""
+    axis.plot(x, y, color=colour, marker=".", label=label)
+    axis.plot(x[chosen], y[chosen], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
