@@ -1,5 +1,6 @@
 # make quickstart   set everything up in .venv, then run the main job: rooms, shards, training, squads, report
 # make test         set up what the tests need, then run all of them
+# make bench        set up the other libraries, then measure speed and memory beside them: bench.json
 # make lint         formatting, lint and types
 # TORCH_INDEX=URL   take torch from this index, e.g. PyTorch's index of CPU wheels on a machine without a GPU
 
@@ -9,8 +10,9 @@ BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install quickstart test bench lint format clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -20,6 +22,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/modsquad bench $(BENCH_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -41,6 +46,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP_INSTALL) --editable '.[bench]'
 	@touch $@
 
 # Without a GPU the CPU build (a tenth of the size) is taken wherever a package source offers it.

@@ -27,8 +27,7 @@ def bench(
 ) -> None:
     """Measure speed and memory against dense layers and other libraries; a figure never fails the command."""
     from trainer.bench.comparison import DTYPES, Settings
-    from trainer.bench.limits import judge
-    from trainer.bench.suite import run_parts, write_results
+    from trainer.bench.suite import run_parts, verdicts, write_results
     from trainer.bench.tables import comparison_table, limits_table
 
     console = Console()
@@ -37,6 +36,6 @@ def bench(
     for comparison in run_parts(parts or list(Part), list(DTYPES) if dtype == "both" else [dtype], settings):
         comparisons.append(comparison)
         console.print(comparison_table(comparison))
-    console.print(limits_table(judge(comparisons)))
+    console.print(limits_table(verdicts(comparisons, settings)))
     write_results(out, comparisons, settings)
     console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,10 @@
-"""Expert layers, with their routers, beside dense layers of equal active FLOPs.
+"""Expert layers, with their routers, beside dense layers of equal active FLOPs and the layers of others.
 
-Shape legend: P rows (image, task pairs), N tokens of a row, S = P * N tokens, D width, K chosen experts, d head width.
+Shape legend: P rows (image, task pairs), N tokens of a row, D width, d head width.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,32 +13,13 @@ from torch import Tensor, nn
 from model.attention import ExpertAttention
 from model.dispatch import ExpertGroup
 from model.experts import ExpertMLP
-from model.router import TaskRouter
+from model.router import Routing
 from model.vit import DenseMLP
-from trainer.bench.comparison import DTYPES, Comparison, Settings, compare, layer_case, token_batches
+from trainer.bench.comparison import DTYPES, Batch, Case, Comparison, Settings, compare, layer_case, token_batches
+from trainer.bench.peers import attention_peers, mlp_peers
+from trainer.bench.routed import Routed, attention_router, mlp_router
 
-TASKS = 13
 ROUNDS = 15
-
-
-class RoutedExperts(nn.Module):
-    """Task routers and the experts that they choose: the layer as a model holds it."""
-
-    def __init__(self, router: TaskRouter, experts: ExpertMLP | ExpertAttention) -> None:
-        super().__init__()
-        self.router, self.experts = router, experts
-
-    def forward(self, x_PND: Tensor) -> Tensor:
-        """Return (P, N, D); the tasks share the rows evenly."""
-        rows = len(x_PND)
-        task_P = torch.arange(rows, device=x_PND.device) * TASKS // rows
-        routing = self.router(x_PND, task_P)
-        y: Tensor
-        if isinstance(self.experts, ExpertAttention):
-            y = self.experts(x_PND, routing)
-        else:
-            y = self.experts(x_PND.flatten(0, 1), routing)
-        return y.view_as(x_PND)
 
 
 class MultiQueryAttention(nn.Module):
@@ -59,18 +43,19 @@ class MultiQueryAttention(nn.Module):
 
 
 def compare_mlp(settings: Settings, dtype: str) -> list[Comparison]:
-    """Measure the expert MLP layer against the dense MLP."""
+    """Measure the expert MLP layer and its peers against the dense MLP."""
     config = settings.model
-    tokens = settings.layer_rows * settings.tokens
+    layer = expert_mlp(settings, dtype)
     return [
         compare(
             "mlp",
-            f"MLP layer: {tokens} tokens, D {config.width}, E {config.mlp_experts}, K {config.mlp_top_k}",
+            f"MLP layer: {settings.layer_rows * settings.tokens} tokens, D {config.width}, "
+            f"E {config.mlp_experts}, K {config.mlp_top_k}",
             dtype,
             settings,
             layer_case("dense MLP", dense_mlp(settings, dtype)),
-            [layer_case("expert MLP", expert_mlp(settings, dtype))],
-            token_batches(settings, dtype),
+            [layer_case("expert MLP", layer), _experts_alone(layer), *mlp_peers(config, DTYPES[dtype])],
+            _with_routing(token_batches(settings, dtype), layer),
             rounds=ROUNDS,
         )
     ]
@@ -79,22 +64,24 @@ def compare_mlp(settings: Settings, dtype: str) -> list[Comparison]:
 def compare_attention(settings: Settings, dtype: str) -> list[Comparison]:
     """Measure the expert attention layer against dense attention with as many heads as a token chooses."""
     config = settings.model
-    width, head_width, top_k = config.width, config.attention_head_width, config.attention_top_k
-    dense = MultiQueryAttention(width=width, heads=top_k, head_width=head_width)
-    router = TaskRouter(width=width, num_experts=config.attention_experts, num_tasks=TASKS, top_k=top_k)
-    experts = ExpertAttention(
-        width=width, head_width=head_width, num_experts=config.attention_experts, top_k=top_k, group=ExpertGroup()
+    layer = expert_attention(settings, dtype)
+    dense = MultiQueryAttention(
+        width=config.width, heads=config.attention_top_k, head_width=config.attention_head_width
     )
     return [
         compare(
             "attention",
-            f"attention layer: {settings.layer_rows} images of {settings.tokens} tokens, D {width}, "
-            f"E {config.attention_experts}, K {top_k}, d_h {head_width}",
+            f"attention layer: {settings.layer_rows} images of {settings.tokens} tokens, D {config.width}, "
+            f"E {config.attention_experts}, K {config.attention_top_k}, d_h {config.attention_head_width}",
             dtype,
             settings,
             layer_case("dense attention", dense.to(DTYPES[dtype])),
-            [layer_case("expert attention", RoutedExperts(router, experts).to(DTYPES[dtype]))],
-            token_batches(settings, dtype),
+            [
+                layer_case("expert attention", layer),
+                _experts_alone(layer),
+                *attention_peers(config, DTYPES[dtype]),
+            ],
+            _with_routing(token_batches(settings, dtype), layer),
             rounds=ROUNDS,
         )
     ]
@@ -105,17 +92,55 @@ def dense_mlp(settings: Settings, dtype: str) -> DenseMLP:
     return DenseMLP(width=settings.model.width, hidden=settings.model.dense_hidden).to(DTYPES[dtype])
 
 
-def expert_mlp(settings: Settings, dtype: str, *, num_experts: int | None = None) -> RoutedExperts:
+def expert_mlp(settings: Settings, dtype: str, *, num_experts: int | None = None) -> Routed:
     """Return the expert MLP layer with its routers; `num_experts`: E, where it is not the model's."""
     config = settings.model
-    num_experts = num_experts or config.mlp_experts
-    return RoutedExperts(
-        TaskRouter(width=config.width, num_experts=num_experts, num_tasks=TASKS, top_k=config.mlp_top_k),
-        ExpertMLP(
-            width=config.width,
-            hidden=config.expert_hidden,
-            num_experts=num_experts,
-            top_k=config.mlp_top_k,
-            group=ExpertGroup(),
-        ),
-    ).to(DTYPES[dtype])
+    experts = ExpertMLP(
+        width=config.width,
+        hidden=config.expert_hidden,
+        num_experts=num_experts or config.mlp_experts,
+        top_k=config.mlp_top_k,
+        group=ExpertGroup(),
+    )
+    return Routed(mlp_router(config, num_experts), experts, flat=True).to(DTYPES[dtype])
+
+
+def expert_attention(settings: Settings, dtype: str) -> Routed:
+    """Return the expert attention layer with its routers."""
+    config = settings.model
+    experts = ExpertAttention(
+        width=config.width,
+        head_width=config.attention_head_width,
+        num_experts=config.attention_experts,
+        top_k=config.attention_top_k,
+        group=ExpertGroup(),
+    )
+    return Routed(attention_router(config), experts, flat=False).to(DTYPES[dtype])
+
+
+@dataclass(frozen=True)
+class _RoutedBatch(Batch):
+    """A batch whose routing is known before the clock starts."""
+
+    routing: Routing
+
+
+def _with_routing(draw: Callable[[int], Batch], layer: Routed) -> Callable[[int], _RoutedBatch]:
+    def routed(number: int) -> _RoutedBatch:
+        batch = draw(number)
+        with torch.no_grad():
+            routing = layer.route(batch.x)
+        routing.gates_SK.requires_grad_()
+        return _RoutedBatch(batch.x, batch.grad, routing)
+
+    return routed
+
+
+def _experts_alone(layer: Routed) -> Case:
+    """Return the case of a layer without its router."""
+
+    def forward(batch: Batch) -> tuple[Tensor, Tensor]:
+        assert isinstance(batch, _RoutedBatch)
+        return layer.run_experts(batch.x, batch.routing), batch.grad
+
+    return Case(name="experts alone", module=layer, passes=[forward], note="routing given")

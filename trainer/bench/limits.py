@@ -53,7 +53,12 @@ class Verdict:
 
 
 def judge(comparisons: Sequence[Comparison], limits: Sequence[Limit] = LIMITS) -> list[Verdict]:
-    """Return a verdict for every limit, in order."""
+    """Return a verdict for every limit, in order.
+
+    Args:
+        comparisons: what was measured, at the sizes that the limits are about.
+        limits: to judge.
+    """
     return [Verdict(limit=limit, measured=_measured(comparisons, limit)) for limit in limits]
 
 

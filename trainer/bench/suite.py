@@ -10,7 +10,7 @@ import torch
 from configs.atomic import write_text_atomically
 from trainer.bench.comparison import Comparison, Settings
 from trainer.bench.expert_layers import compare_attention, compare_mlp
-from trainer.bench.limits import judge
+from trainer.bench.limits import Verdict, judge
 from trainer.bench.machine import describe_machine
 
 FORMAT_VERSION = 1
@@ -37,6 +37,11 @@ def run_parts(names: Sequence[str], dtypes: Sequence[str], settings: Settings) -
             yield from PARTS[name](settings, dtype)
 
 
+def verdicts(comparisons: Sequence[Comparison], settings: Settings) -> list[Verdict]:
+    """Return a verdict for every limit; small sizes say nothing about any of them."""
+    return judge([] if settings.quick else comparisons)
+
+
 def write_results(path: Path, comparisons: Sequence[Comparison], settings: Settings) -> None:
     """Write what was measured, on what, and the limits with their verdicts, as JSON."""
     results = {
@@ -46,7 +51,7 @@ def write_results(path: Path, comparisons: Sequence[Comparison], settings: Setti
         "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
         "limits": [
             {**dataclasses.asdict(verdict.limit), "measured": verdict.measured, "met": verdict.met}
-            for verdict in judge(comparisons)
+            for verdict in verdicts(comparisons, settings)
         ],
     }
     write_text_atomically(path, json.dumps(results, indent=1) + "\n")
