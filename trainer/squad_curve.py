@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,12 @@ def curve_thresholds(ledger: RoutingLedger, tasks: Sequence[str], layers: Sequen
         shares = [ledger.share(layer.name, task).tolist() for task in tasks]
         leaves += [max(share[e] for share in shares) for e in range(layer.num_experts) if e not in most_used]
     levels = sorted(set(leaves))
-    thresholds = [0.0, *(_shortest_decimal(low, high) for low, high in zip(levels, [*levels[1:], 1.0], strict=True))]
-    gone = np.array([0, *(np.searchsorted(np.sort(leaves), levels, side="right"))])
-    if len(thresholds) > MAX_POINTS:
-        spread = np.linspace(0, gone[-1], MAX_POINTS)
-        return [thresholds[i] for i in sorted({int(np.abs(gone - target).argmin()) for target in spread})]
-    return thresholds
+    thresholds = [0.0, *(_shortest_decimal(low, high) for low, high in pairwise([*levels, 1.0]))]
+    if len(thresholds) <= MAX_POINTS:
+        return thresholds
+    gone = np.array([0, *np.searchsorted(np.sort(leaves), levels, side="right")])
+    spread = np.linspace(0, gone[-1], MAX_POINTS)
+    return [thresholds[i] for i in sorted({int(np.abs(gone - target).argmin()) for target in spread})]
 
 
 def _shortest_decimal(low: float, high: float) -> float:

@@ -15,9 +15,10 @@ from model.routing_stats import RoutingLedger
 from tests.trainer.tiny_run import SIDE, TASKS, UNLABELLED, tiny_config, tiny_model
 from trainer.evaluate import evaluate, model_forward
 from trainer.export import load_squad
-from trainer.extraction import extract_task, read_summary
+from trainer.extraction import extract_tasks, read_summary
 
 STEP = 7
+PATCHES_MACS = 3 * SIDE**2 * 16  # every pixel's three values times the width, once per image
 
 
 @pytest.fixture
@@ -40,35 +41,57 @@ def write_ledger(run: Path, ledger: RoutingLedger, step: int) -> None:
 
 
 def test_threshold_0_keeps_everything_and_changes_nothing(run: Path) -> None:
-    summary = extract_task(run, "normal", run / "squads" / "normal", threshold=0.0)
+    summary = extract_tasks(run, ["normal"], run / "squads" / "normal", threshold=0.0)
     assert summary.experts == (8, 8)
-    assert summary.value_after == pytest.approx(summary.value_before, rel=1e-6)
-    assert summary.unaffected_tokens == summary.unaffected_images == 1.0
+    (score,) = summary.scores
+    assert score.after == pytest.approx(score.before, rel=1e-6)
+    assert score.unaffected_tokens == score.unaffected_images == 1.0
     assert summary.parameters_after < summary.parameters_before  # the other tasks' heads, routers and embeddings
     assert summary.macs_after == summary.macs_before
     assert (summary.step, summary.images, summary.image_size) == (STEP, 5, SIDE)
-    assert summary.metric == "mean_angle_deg"
+    assert (score.task, score.metric) == ("normal", "mean_angle_deg")
 
 
 def test_threshold_1_keeps_the_k_most_used_experts_of_each_layer(run: Path) -> None:
     out = run / "squads" / "depth_zbuffer"
-    summary = extract_task(run, "depth_zbuffer", out, threshold=1.0)
+    summary = extract_tasks(run, ["depth_zbuffer"], out, threshold=1.0)
     ledger = RoutingLedger.from_json(json.loads((run / "routing" / f"step_{STEP:08d}.json").read_text()))
     for layer in summary.layers:
         used = ledger.share(layer.name, "depth_zbuffer")
         assert len(layer.kept) == 2
         left_out = [expert for expert in range(4) if expert not in layer.kept]
         assert used[list(layer.kept)].min() >= used[left_out].max()
-    assert 0.0 <= summary.unaffected_tokens <= min(layer.unaffected_share for layer in summary.layers) < 1.0
+    tokens = summary.scores[0].unaffected_tokens
+    assert 0.0 <= tokens <= min(layer.unaffected_share for layer in summary.layers) < 1.0
     squad = load_squad(out)
     assert squad.kept == {layer.name: list(layer.kept) for layer in summary.layers}
     assert sum(value.numel() for value in squad.parameters()) == summary.parameters_after
-    assert squad(torch.zeros(1, 3, SIDE, SIDE)).shape == (1, 1, SIDE, SIDE)
+    assert squad(torch.zeros(1, 3, SIDE, SIDE))["depth_zbuffer"].shape == (1, 1, SIDE, SIDE)
+
+
+def test_tasks_that_leave_together_are_each_measured(run: Path) -> None:
+    """The whole squad against the two of one task: the union of experts, and every task's own metric before."""
+    alone = {task: extract_tasks(run, [task], run / task, threshold=1.0) for task in ("normal", "class_scene")}
+    both = extract_tasks(run, ["normal", "class_scene"], run / "both", threshold=1.0)
+    assert both.tasks == ("class_scene", "normal")  # the run's order
+    for number, layer in enumerate(both.layers):
+        assert layer.kept == tuple(sorted({expert for one in alone.values() for expert in one.layers[number].kept}))
+    assert both.experts[0] > 4
+    for score in both.scores:
+        own = alone[score.task].scores[0]
+        assert score.before == pytest.approx(own.before, rel=1e-6)
+        assert score.unaffected_tokens >= own.unaffected_tokens
+    assert both.macs_after == both.macs_before == sum(one.macs_before for one in alone.values()) - PATCHES_MACS
+    squad = load_squad(run / "both")
+    assert {task: tuple(x.shape) for task, x in squad(torch.zeros(2, 3, SIDE, SIDE)).items()} == {
+        "class_scene": (2, 365),
+        "normal": (2, 3, SIDE, SIDE),
+    }
 
 
 def test_what_was_measured_lies_beside_the_squad(run: Path) -> None:
     out = run / "squads" / "class_scene"
-    summary = extract_task(run, "class_scene", out)
+    summary = extract_tasks(run, ["class_scene"], out)
     assert read_summary(out) == summary
     assert read_summary(out, step=STEP) == summary
     assert read_summary(out, step=STEP + 1) is None
@@ -76,9 +99,25 @@ def test_what_was_measured_lies_beside_the_squad(run: Path) -> None:
 
 
 def test_images_limit_what_is_measured(run: Path) -> None:
-    few = extract_task(run, "class_scene", run / "few", images=UNLABELLED + 1)
+    few = extract_tasks(run, ["class_scene"], run / "few", images=UNLABELLED + 1)
     assert few.images == UNLABELLED + 1
-    assert few.value_before in (0.0, 1.0)  # accuracy on the only labelled image of the two
+    assert few.scores[0].before in (0.0, 1.0)  # accuracy on the only labelled image of the two
+
+
+def test_counting_on_the_validation_shards_needs_no_evaluation(run: Path) -> None:
+    tasks = ["class_scene", "depth_zbuffer"]
+    by_ledger = extract_tasks(run, tasks, run / "one", threshold=0.4)
+    shutil.rmtree(run / "routing")
+    anew = extract_tasks(run, tasks, run / "two", threshold=0.4, routing="validation")
+    assert anew == by_ledger.model_copy(update={"routing": "validation"})
+    assert 4 < anew.experts[0] < 8
+
+
+def test_counting_anew_is_on_the_measured_images(run: Path) -> None:
+    """An image has four tokens: an expert that any of them chose has a share of at least a quarter."""
+    summary = extract_tasks(run, ["normal"], run / "one", threshold=0.25, routing="validation", images=1)
+    assert summary.scores[0].unaffected_tokens == summary.scores[0].unaffected_images == 1.0
+    assert summary.experts[0] < 8
 
 
 def test_images_without_the_task_s_label_are_refused(run: Path) -> None:
@@ -91,31 +130,34 @@ def test_images_without_the_task_s_label_are_refused(run: Path) -> None:
     data = config.data.model_copy(update={"val": str(run / "bare")})
     (run / "config.yaml").write_text(dump_config(config.model_copy(update={"data": data})))
     with pytest.raises(UserError, match="no validation image to measure on has a label of 'class_scene'"):
-        extract_task(run, "class_scene", run / "few")
+        extract_tasks(run, ["normal", "class_scene"], run / "few")
     assert not (run / "few").exists()
 
 
 def test_an_unknown_task_is_named(run: Path) -> None:
     with pytest.raises(UserError, match=r"not trained on task 'edges'; its tasks: class_scene, depth_zbuffer, normal"):
-        extract_task(run, "edges", run / "out")
+        extract_tasks(run, ["normal", "edges"], run / "out")
 
 
 def test_a_ledger_of_other_weights_is_refused(run: Path) -> None:
     ledger = RoutingLedger.from_json(json.loads((run / "routing" / f"step_{STEP:08d}.json").read_text()))
     write_ledger(run, ledger, STEP + 1)
     with pytest.raises(UserError, match=r"step 7, the latest is of step 8: run `modsquad evaluate"):
-        extract_task(run, "normal", run / "out")
+        extract_tasks(run, ["normal"], run / "out")
     shutil.rmtree(run / "routing")
     with pytest.raises(UserError, match=r"step 7, there is none: run `modsquad evaluate"):
-        extract_task(run, "normal", run / "out")
+        extract_tasks(run, ["normal"], run / "out")
     assert not (run / "out").exists()
 
 
 def test_a_damaged_summary_is_named(run: Path) -> None:
     out = run / "squads" / "normal"
-    extract_task(run, "normal", out, images=1)
+    extract_tasks(run, ["normal"], out, images=1)
     values = json.loads((out / "squad.json").read_text())
-    del values["metric"]
+    del values["scores"][0]["metric"]
     (out / "squad.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=r"squad\.json: metric"):
+    with pytest.raises(UserError, match=r"squad\.json: scores\.0\.metric"):
+        read_summary(out)
+    (out / "squad.json").write_text(json.dumps({**values, "scores": []}))
+    with pytest.raises(UserError, match=r"squad\.json: scores"):
         read_summary(out)
