@@ -13,6 +13,8 @@ class Part(StrEnum):
 
     MLP = "mlp"
     ATTENTION = "attention"
+    STEP = "step"
+    SCALING = "scaling"
 
 
 def bench(

@@ -50,12 +50,17 @@ class Settings:
         return 2 if self.quick else 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one round of a comparison works on: an input that wants a gradient, and the gradient of the output."""
+    """What one round of a comparison works on.
+
+    Attributes:
+        x: the input.
+        grad: the gradient of the output, where backward starts from a tensor like `x`.
+    """
 
     x: Tensor
-    grad: Tensor
+    grad: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ def layer_case(name: str, layer: nn.Module, note: str = "") -> Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one alternative; `timing` and `saved_bytes` are None where it could not run (see `note`)."""
+    """What was measured of one alternative; None where that was not, or could not run (see `note`)."""
 
     name: str
     timing: Timing | None
@@ -173,7 +178,7 @@ def token_batches(settings: Settings, dtype: str, *, rows: int | None = None) ->
     def draw(number: int) -> Batch:
         generator = torch.Generator().manual_seed(1 + number)
         x, grad = (torch.randn(shape, generator=generator).to(DTYPES[dtype]) for _ in range(2))
-        return Batch(x.requires_grad_(), grad)
+        return Batch(x=x.requires_grad_(), grad=grad)
 
     return draw
 

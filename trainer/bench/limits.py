@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.bench.comparison import Comparison
+from trainer.bench.comparison import DTYPES, Comparison, Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Limit:
     """
 
     comparison: str
-    dtype: Literal["fp32", "bf16"]
+    dtype: str
     row: str
     quantity: Literal["time", "saved"] = "time"
     sign: Literal["<=", ">="] = "<="
@@ -32,6 +32,14 @@ LIMITS = (
     Limit(comparison="mlp", dtype="bf16", row="expert MLP", quantity="saved", bound=0.6),
     Limit(comparison="mlp", dtype="fp32", row="expert MLP", quantity="saved", bound=0.6),
     Limit(comparison="attention", dtype="bf16", row="expert attention", bound=1.25),
+    Limit(comparison="step", dtype="bf16", row="Mod-Squad", bound=1.30),
+    Limit(comparison="step", dtype="fp32", row="Mod-Squad", bound=1.12),
+    Limit(comparison="step by task", dtype="bf16", row="one pass per task", sign=">=", bound=1.60),
+    Limit(comparison="step by task", dtype="fp32", row="one pass per task", sign=">=", bound=1.30),
+    *(Limit(comparison="experts", dtype=dtype, row="E = 64", bound=1.25) for dtype in DTYPES),
+    *(Limit(comparison="skew", dtype=dtype, row="60% of tokens on one expert", bound=1.1) for dtype in DTYPES),
+    # Linear: four times the pairs keep at most four times the bytes.
+    *(Limit(comparison="pairs", dtype=dtype, row="52 pairs", quantity="saved", bound=4.0) for dtype in DTYPES),
 )
 
 
@@ -67,8 +75,14 @@ def _measured(comparisons: Sequence[Comparison], limit: Limit) -> float | None:
         if (comparison.name, comparison.dtype) != (limit.comparison, limit.dtype):
             continue
         for row in comparison.rows:
-            if row.name == limit.row and row.timing and row.saved_bytes is not None:
-                if limit.quantity == "time":
-                    return row.timing.ratio.median
-                return row.saved_bytes / (comparison.reference.saved_bytes or 1)
+            if row.name == limit.row:
+                return _time(row) if limit.quantity == "time" else _saved(row, comparison.reference)
     return None
+
+
+def _time(row: Row) -> float | None:
+    return row.timing.ratio.median if row.timing else None
+
+
+def _saved(row: Row, reference: Row) -> float | None:
+    return row.saved_bytes / reference.saved_bytes if row.saved_bytes and reference.saved_bytes else None

@@ -41,15 +41,16 @@ class Routed(nn.Module):
         return y.view_as(x_PND)
 
 
-def mlp_router(config: ModelConfig, num_experts: int | None = None) -> TaskRouter:
+def mlp_router(config: ModelConfig, num_experts: int | None = None, *, seed: int = 0) -> TaskRouter:
     """Return the routers of an expert MLP layer; `num_experts`: E, where it is not the model's."""
-    return TaskRouter(
-        width=config.width, num_experts=num_experts or config.mlp_experts, num_tasks=TASKS, top_k=config.mlp_top_k
-    )
+    num_experts = num_experts or config.mlp_experts
+    return _router(config, num_experts, config.mlp_top_k, seed)
 
 
-def attention_router(config: ModelConfig) -> TaskRouter:
+def attention_router(config: ModelConfig, *, seed: int = 0) -> TaskRouter:
     """Return the routers of an expert attention layer."""
-    return TaskRouter(
-        width=config.width, num_experts=config.attention_experts, num_tasks=TASKS, top_k=config.attention_top_k
-    )
+    return _router(config, config.attention_experts, config.attention_top_k, seed)
+
+
+def _router(config: ModelConfig, num_experts: int, top_k: int, seed: int) -> TaskRouter:
+    return TaskRouter(width=config.width, num_experts=num_experts, num_tasks=TASKS, top_k=top_k, seed=seed)

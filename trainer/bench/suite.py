@@ -12,12 +12,16 @@ from trainer.bench.comparison import Comparison, Settings
 from trainer.bench.expert_layers import compare_attention, compare_mlp
 from trainer.bench.limits import Verdict, judge
 from trainer.bench.machine import describe_machine
+from trainer.bench.scaling import compare_scaling
+from trainer.bench.training_step import compare_step
 
 FORMAT_VERSION = 1
 
 PARTS: dict[str, Callable[[Settings, str], list[Comparison]]] = {
     "mlp": compare_mlp,
     "attention": compare_attention,
+    "step": compare_step,
+    "scaling": compare_scaling,
 }
 """Name -> measures one part in one precision."""
 

@@ -10,13 +10,19 @@ from trainer.bench.limits import Verdict
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row per alternative: time, ratio to the reference with its quartiles, bytes saved for backward."""
-    table = Table(title=f"{comparison.title}, {comparison.dtype}", title_justify="left")
+    rows = (comparison.reference, *comparison.rows)
+    notes = [f"{row.name}: {row.note}" for row in rows if row.note]
+    table = Table(
+        title=f"{comparison.title}, {comparison.dtype}",
+        title_justify="left",
+        caption="\n".join(notes) or None,
+        caption_justify="left",
+    )
     table.add_column("forward + backward", no_wrap=True)
     for column in ("ms", "ratio", "quartiles", "saved MB", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
-    for row in (comparison.reference, *comparison.rows):
-        table.add_row(row.name, *_cells(row, comparison.reference), row.note)
+    for row in rows:
+        table.add_row(row.name, *_time_cells(row), *_memory_cells(row, comparison.reference))
     return table
 
 
@@ -40,11 +46,16 @@ def limits_table(verdicts: Sequence[Verdict]) -> Table:
     return table
 
 
-def _cells(row: Row, reference: Row) -> list[str]:
-    if row.timing is None or row.saved_bytes is None:
-        return [""] * 5
+def _time_cells(row: Row) -> list[str]:
+    if row.timing is None:
+        return ["", "", ""]
     ratio = row.timing.ratio
-    spread = "" if row is reference else f"{ratio.low:.2f}-{ratio.high:.2f}"
-    saved = f"{row.saved_bytes / 1e6:.1f}"
-    saved_ratio = f"{row.saved_bytes / reference.saved_bytes:.2f}" if reference.saved_bytes else ""
-    return [f"{row.timing.milliseconds.median:.1f}", f"{ratio.median:.2f}", spread, saved, saved_ratio]
+    spread = f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio.low < ratio.high else ""
+    return [f"{row.timing.milliseconds.median:.1f}", f"{ratio.median:.2f}", spread]
+
+
+def _memory_cells(row: Row, reference: Row) -> list[str]:
+    if row.saved_bytes is None:
+        return ["", ""]
+    ratio = f"{row.saved_bytes / reference.saved_bytes:.2f}" if reference.saved_bytes else ""
+    return [f"{row.saved_bytes / 1e6:.1f}", ratio]
