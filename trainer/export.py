@@ -155,7 +155,10 @@ def _save_weights(path: Path, module: nn.Module, metadata: dict[str, str]) -> No
     # Copies: safetensors refuses tensors that share memory, and a squad may hold views of the whole model's experts.
     weights = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(weights, temporary, metadata=metadata)
+        temporary.chmod(mode)  # save_file lets nobody but the owner read
 
 
 def _read_weights(path: Path, expected: str) -> tuple[dict[str, str], dict[str, Tensor]]:

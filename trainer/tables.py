@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+from rich import box
 from rich.table import Table
 
 from trainer.run_files import EvaluationRecord
@@ -47,21 +48,26 @@ def squad_table(summaries: Sequence[SquadSummary]) -> Table:
 
 
 def curve_table(curve: SquadCurve) -> Table:
-    """Return one row per threshold; cells of several tasks have a line per task. The written squad's row is bold."""
-    table = Table(title=f"squads by threshold; {curve.points[0].images} images, step {curve.points[0].step}")
+    """Return one row per threshold; cells of several tasks have a line per task. The written squad's row is bold.
+
+    MACs stand in the title, as no threshold changes them.
+    """
+    first = curve.points[0]
+    title = f"squads by threshold: {first.images} images, step {first.step}, {_count(first.macs_after)} MACs per image"
+    # Narrow, for a terminal of 80 columns.
+    table = Table(title=title, box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False)
     columns: dict[str, Callable[[SquadSummary], str]] = {
         "threshold": lambda squad: f"{squad.threshold:g}",
         "experts": lambda squad: str(squad.experts[0]),
-        "parameters": lambda squad: _count(squad.parameters_after),
-        "MACs": lambda squad: _count(squad.macs_after),
+        "params": lambda squad: _count(squad.parameters_after),
         "task": _per_task(lambda score: score.task),
-        "tokens\nunaffected": _per_task(lambda score: f"{score.unaffected_tokens:.2%}"),
-        "images\nunaffected": _per_task(lambda score: f"{score.unaffected_images:.2%}"),
+        "tokens\nsame": _per_task(lambda score: f"{score.unaffected_tokens:.2%}"),
+        "images\nsame": _per_task(lambda score: f"{score.unaffected_images:.2%}"),
         "value": _per_task(lambda score: _number(score.after)),
         "change": _per_task(lambda score: _percent(score.relative_change)),
     }
     for name in columns:
-        table.add_column(name, justify="left" if name == "task" else "right")
+        table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
     for point in curve.points:
         style = "bold" if point.threshold == curve.threshold else None
         table.add_row(*(cell(point) for cell in columns.values()), style=style)

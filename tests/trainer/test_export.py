@@ -105,6 +105,12 @@ def test_squads_run_without_deepspeed(squad: SquadModel, tmp_path: Path) -> None
     assert done.stdout.split() == ["normal", "class_scene"]
 
 
+def test_a_squad_is_as_readable_as_any_new_file(squad: SquadModel, tmp_path: Path) -> None:
+    save_squad(tmp_path, squad, squad_summary())
+    (tmp_path / "plain").touch()
+    assert (tmp_path / SQUAD_WEIGHTS).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_metric_that_could_not_be_computed_is_null_on_disk(squad: SquadModel, tmp_path: Path) -> None:
     summary = squad_summary()
     unknown = summary.scores[0].model_copy(update={"before": math.nan})
