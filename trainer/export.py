@@ -143,7 +143,7 @@ def read_squad_json(folder: Path) -> dict[str, Any]:
     path = folder / SQUAD_FILE
     if not path.is_file():
         raise UserError(f"{folder} holds no squad: {SQUAD_FILE} is absent (`modsquad extract` writes one)")
-    values = parse_json(path.read_text(encoding="utf-8"), str(path))
+    values = parse_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} does not describe a squad: extract again")
     if values.get("format") != SQUAD_FORMAT:

@@ -91,7 +91,7 @@ def read_curve(folder: Path) -> SquadCurve | None:
     path = folder / CURVE_FILE
     if not path.is_file():
         return None
-    values = parse_json(path.read_text(encoding="utf-8"), str(path))
+    values = parse_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
     if not isinstance(values, dict) or values.get("format") != CURVE_FORMAT:
         raise UserError(f"{path} holds no curve that this program reads ({CURVE_FORMAT}): extract with --curve again")
     return SquadCurve.from_values(values, str(path))

@@ -3,9 +3,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -164,9 +167,39 @@ def test_damaged_squads_are_named(squad: SquadModel, tmp_path: Path) -> None:
     (tmp_path / SQUAD_FILE).write_text("[]")
     with pytest.raises(UserError, match="does not describe a squad"):
         load_squad(tmp_path)
-    (tmp_path / SQUAD_FILE).write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        load_squad(tmp_path)
+    for damaged in (b"{", b"\x80\xff", b""):
+        (tmp_path / SQUAD_FILE).write_bytes(damaged)
+        with pytest.raises(UserError, match="not valid JSON"):
+            load_squad(tmp_path)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    path=st.sampled_from(
+        [["tasks"], ["image_size"], ["kept"], ["kept", "blocks.1.mlp"], ["model"], ["model", "depth"]]
+    ),
+    value=st.none()
+    | st.booleans()
+    | st.integers(-3, 40)
+    | st.text(max_size=3)
+    | st.lists(st.integers(-1, 5) | st.text(max_size=2) | st.lists(st.none(), max_size=1), max_size=3)
+    | st.dictionaries(st.text(max_size=2), st.integers(0, 3), max_size=2),
+)
+def test_any_wrong_description_is_one_line(path: list[str], value: Any) -> None:
+    model = tiny_model(tiny_config(Path("unused")))
+    spec = extract_squad(model, ["normal"], {layer.name: [1, 3] for layer in model.expert_layers}).spec()
+    spec = json.loads(json.dumps(spec))
+    part = spec
+    for key in path[:-1]:
+        part = part[key]
+    assume(part[path[-1]] != value)
+    part[path[-1]] = value
+    message = ""
+    try:
+        SquadModel.from_spec(spec)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_a_squad_is_no_exported_model(squad: SquadModel, tmp_path: Path) -> None:

@@ -1,21 +1,26 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from configs.errors import UserError
 from configs.load import dump_config
+from configs.schema import ModelConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.sample import Sample
 from data_pipeline.shards import ShardWriter, write_index
 from model.routing_stats import RoutingLedger
 from tests.trainer.tiny_run import SIDE, TASKS, UNLABELLED, tiny_config, tiny_model
+from trainer.cli import app
 from trainer.evaluate import evaluate, model_forward
 from trainer.export import load_squad
 from trainer.extraction import extract_tasks, read_summary
+from trainer.squad_curve import read_curve
 
 STEP = 7
 PATCHES_MACS = 3 * SIDE**2 * 16  # every pixel's three values times the width, once per image
@@ -118,6 +123,43 @@ def test_counting_anew_is_on_the_measured_images(run: Path) -> None:
     summary = extract_tasks(run, ["normal"], run / "one", threshold=0.25, routing="validation", images=1)
     assert summary.scores[0].unaffected_tokens == summary.scores[0].unaffected_images == 1.0
     assert summary.experts[0] < 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"placement": "dense"},
+        {"routers": "shared"},
+        {"placement": "every", "shared_blocks": 2, "task_embedding": "none"},
+    ],
+    ids=["dense", "one router", "trunk"],
+)
+def test_models_that_are_not_the_published_one_leave_too(
+    changes: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(run)
+    sizes = ModelConfig.model_validate({**config.model.model_dump(), **changes})
+    config = config.model_copy(update={"model": sizes})
+    monkeypatch.setattr("trainer.extraction.load_run_model", lambda *_: (tiny_model(config), config, STEP))
+    summary = extract_tasks(run, TASKS, run / "out", threshold=0.0, routing="validation", curve=True)
+    for score in summary.scores:
+        assert score.after == pytest.approx(score.before, rel=1e-6)
+        assert score.unaffected_images == 1.0
+    curve = read_curve(run / "out")
+    assert curve is not None
+    assert curve.points[0] == summary
+    assert (len(curve.points) > 1) == bool(summary.layers)
+    assert len(load_squad(run / "out")(torch.zeros(1, 3, SIDE, SIDE))) == len(TASKS)
+
+
+def test_the_command_names_the_folder_by_the_tasks(run: Path) -> None:
+    command = ["extract", str(run), "--task", "normal,class_scene", "--routing", "validation", "--curve"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "squads by threshold" in done.output
+    found = read_summary(run / "squads" / "class_scene+normal")
+    assert found is not None
+    assert found.tasks == ("class_scene", "normal")
 
 
 def test_images_without_the_task_s_label_are_refused(run: Path) -> None:
