@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
+from torch.func import functional_call
 
 from configs.schema import MatchingConfig
 from model.layer_routing import ExpertLayerInfo, LayerRouting, routing_sums
 from model.matching import Matching, MatchingResult, conditional_entropy, load_balance, mutual_information
-from model.router import Routing
+from model.router import TaskRouter
 from tests.ranks import run_ranks
 
 TASKS, EXPERTS, TOP_K, WIDTH, TOKENS = 3, 5, 2, 4, 6
@@ -119,12 +120,10 @@ def test_load_balance_over_tasks_sees_a_private_expert_per_task() -> None:
     assert load_balance(counts_TE * absent_T[:, None] / 6, counts_TE, absent_T, 1, over="task") == pytest.approx(4.0)
 
 
-def layer_routing(info: ExpertLayerInfo, logits_RNE: Tensor, task_R: Tensor) -> LayerRouting:
-    """What a layer with these logits reports."""
-    logits = logits_RNE.flatten(0, 1)
-    probs = logits.softmax(-1)
-    gates, experts = probs.topk(TOP_K)
-    routing = Routing(probs_SE=probs, gates_SK=gates, experts_SK=experts, logits_SE=logits)
+def layer_routing(info: ExpertLayerInfo, weight_TDE: Tensor, x_RND: Tensor, task_R: Tensor) -> LayerRouting:
+    """What a layer with these routers reports."""
+    router = TaskRouter(width=WIDTH, num_experts=EXPERTS, num_tasks=TASKS, top_k=TOP_K)
+    routing = functional_call(router, {"weight": weight_TDE}, (x_RND, task_R))
     member = torch.nn.functional.one_hot(task_R, TASKS).T.float()
     prob, tokens, counts, z, entropy = routing_sums(routing, member, None)
     return LayerRouting(info=info, prob_sum_TE=prob, tokens_T=tokens, counts_TE=counts, z_sum=z, entropy_sum_T=entropy)
@@ -132,10 +131,7 @@ def layer_routing(info: ExpertLayerInfo, logits_RNE: Tensor, task_R: Tensor) -> 
 
 def route(weights: Tensor, x_RND: Tensor, task_R: Tensor) -> list[LayerRouting]:
     """Routing of all layers; weights (layers, T, D, E)."""
-    return [
-        layer_routing(info, torch.bmm(x_RND, weight[task_R]), task_R)
-        for info, weight in zip(LAYERS, weights, strict=True)
-    ]
+    return [layer_routing(info, weight, x_RND, task_R) for info, weight in zip(LAYERS, weights, strict=True)]
 
 
 def example(seed: int, tasks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +155,60 @@ def test_loss_is_the_weighted_sum_of_its_parts() -> None:
     assert result.loss.item() == pytest.approx(float(expected), rel=1e-5)
     assert set(result.mutual_information) == set(result.conditional_entropy) == {"one", "two"}
     assert set(result.load_balance) == {"shared", "one", "two"}
+
+
+def numpy_loss(config: MatchingConfig, weights: np.ndarray, x: np.ndarray, tasks: np.ndarray) -> float:
+    """The definition, token by token in float64."""
+    total = 0.0
+    for info, weight in zip(LAYERS, weights, strict=True):
+        logits = np.einsum("rnd,rde->rne", x, weight[tasks])
+        partition = np.log(np.exp(logits).sum(-1, keepdims=True))
+        probs = np.exp(logits - partition)
+        chosen = np.argsort(-logits, axis=-1)[..., :TOP_K]
+        share = np.bincount(chosen.ravel(), minlength=EXPERTS) / chosen.size
+        total += config.load_balance_weight * EXPERTS * (share * probs.mean((0, 1))).sum()
+        total += config.z_loss_weight * np.square(partition).mean()
+        if info.sees_task:
+            S = np.stack([probs[tasks == task].mean((0, 1)) for task in range(TASKS)])
+            total -= config.weight * numpy_information(S, np.full(TASKS, 1 / TASKS))
+    return total
+
+
+def test_loss_and_gradient_through_real_routers_equal_numpy_and_its_finite_differences() -> None:
+    weights, x, tasks = example(6, [0, 0, 1, 2])
+    config = MatchingConfig(weight=0.5, load_balance_weight=0.25, z_loss_weight=0.125)
+    weights.requires_grad_()
+    loss = Matching(config, LAYERS, TASKS)(route(weights, x, tasks), None).loss
+    loss.backward()
+    plain = [array.detach().double().numpy() for array in (weights, x)]
+    assert loss.item() == pytest.approx(numpy_loss(config, *plain, tasks.numpy()), rel=1e-6)
+
+    numeric = np.zeros_like(plain[0])
+    for place in np.ndindex(numeric.shape):
+        step = np.zeros_like(numeric)
+        step[place] = 1e-5
+        ends = [numpy_loss(config, plain[0] + sign * step, plain[1], tasks.numpy()) for sign in (1, -1)]
+        numeric[place] = (ends[0] - ends[1]) / 2e-5
+    assert weights.grad is not None
+    assert np.allclose(weights.grad.numpy(), numeric, rtol=1e-4, atol=1e-6)
+
+
+def information_of(weights_TDE: Tensor, x_RND: Tensor, task_R: Tensor) -> float:
+    """I(T;E) of a layer with these routers."""
+    routing = [layer_routing(LAYERS[1], weights_TDE, x_RND, task_R)]
+    return Matching(MatchingConfig(), LAYERS[1:2], TASKS)(routing, None).mutual_information["one"].item()
+
+
+def test_real_routers_give_the_known_answers() -> None:
+    x, tasks = torch.ones(TASKS, TOKENS, WIDTH), torch.arange(TASKS)
+    assert information_of(torch.zeros(TASKS, WIDTH, EXPERTS), x, tasks) == 0.0
+    private = 100.0 * torch.eye(TASKS, EXPERTS)[:, None].expand(TASKS, WIDTH, EXPERTS)
+    assert information_of(private, x, tasks) == pytest.approx(math.log(TASKS), rel=1e-6)
+    # One router for all tasks, and the same tokens: which task it is says nothing about the expert.
+    source = torch.Generator().manual_seed(8)
+    one = torch.randn(WIDTH, EXPERTS, generator=source).expand(TASKS, WIDTH, EXPERTS)
+    same = torch.randn(TOKENS, WIDTH, generator=source).expand(TASKS, TOKENS, WIDTH)
+    assert information_of(one, same, tasks) == 0.0
 
 
 def test_unseen_tasks_are_left_out_then_remembered() -> None:
@@ -228,7 +278,7 @@ EVERY = MatchingConfig(weight=1.0, load_balance_weight=0.3, z_loss_weight=0.1, e
 
 
 def steps_on(rank: int, world: int) -> tuple[list[MatchingResult], Tensor, dict[str, Tensor]]:
-    """Three steps whose pairs are dealt to the ranks; the second step misses a task. Gradients summed over steps."""
+    """Three passes whose pairs are dealt to the ranks; the second one misses a task. Their gradients accumulate."""
     weights = example(7, [0])[0].requires_grad_()
     gradient = torch.zeros_like(weights)
     matching = Matching(EVERY, LAYERS, TASKS)
@@ -256,3 +306,23 @@ def test_ranks_agree_with_one_process(world: int) -> None:
         assert all(torch.allclose(rank_state[name], state[name], atol=1e-7) for name in state)
         assert all(torch.equal(rank_state[name], ranks[0][2][name]) for name in state)
     assert torch.allclose(sum(rank[1] for rank in ranks), gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_passes_with_the_same_statistics_average_to_one_pass_over_all_of_them() -> None:
+    weights, x, tasks = example(9, [0, 1, 1, 2])
+    weights.requires_grad_()
+    whole = Matching(EVERY, LAYERS, TASKS)(route(weights, torch.cat([x, x]), torch.cat([tasks, tasks])), None).loss
+    matching = Matching(EVERY, LAYERS, TASKS)
+    passes = [matching(route(weights, x, tasks), None).loss for _ in range(2)]
+    assert torch.allclose(sum(passes) / 2, whole, rtol=1e-6)
+    expected, averaged = (torch.autograd.grad(loss, weights)[0] for loss in (whole, sum(passes) / 2))
+    assert torch.allclose(averaged, expected, rtol=1e-5, atol=1e-7)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_passes_over_parts_have_at_least_the_information_of_the_whole(seed: int) -> None:
+    """I(T;E) is convex in P(e | t), so what accumulation averages is never below that of the whole batch."""
+    weights, x, tasks = example(seed, [0, 1, 2, 0, 1, 2])
+    whole = information_of(weights[0], x, tasks)
+    parts = [information_of(weights[0], x[part], tasks[part]) for part in (slice(0, 3), slice(3, 6))]
+    assert sum(parts) / 2 >= whole - 1e-6
