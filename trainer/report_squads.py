@@ -16,8 +16,8 @@ def squads_section(run_dir: Path) -> html.Section:
     if not squads:
         body = html.missing("no squad in squads/", f"`modsquad extract {run_dir} --task TASK` makes one.")
         return html.Section(title=title, body=body)
-    headers = ["experts kept", "parameters", "MACs per image", "step", "task", "metric", "before", "after", "change"]
-    headers += ["unaffected tokens", "unaffected images"]
+    headers = ["task", "experts kept", "parameters", "MACs per image", "metric", "before", "after", "change"]
+    headers += ["unaffected tokens", "unaffected images", "step"]
     caption = (
         "A squad is one task, or several, as a standalone model, measured beside the whole one on the same images; one "
         "bar per expert layer. Unaffected tokens are those whose chosen experts all stay, in every layer; unaffected "
@@ -25,7 +25,7 @@ def squads_section(run_dir: Path) -> html.Section:
         "still uses as many experts."
     )
     rows = [row for summary in squads.values() for row in _squad_rows(summary)]
-    body = html.table(headers, rows, right=[*headers[1:4], *headers[6:]])
+    body = html.table(headers, rows, right=headers[5:])
     for folder, summary in squads.items():
         if (folder / CURVE_PICTURE).is_file():
             names = ", ".join(summary.tasks)
@@ -34,23 +34,23 @@ def squads_section(run_dir: Path) -> html.Section:
 
 
 def _squad_rows(squad: SquadSummary) -> list[list[html.Cell]]:
-    """Return a row per task; what the tasks share stands in the first."""
-    shared: list[html.Cell] = [
+    """Return a row per task; the sizes, which the tasks share, stand in the first."""
+    sizes: list[html.Cell] = [
         html.bars([(layer.name, len(layer.kept), layer.num_experts) for layer in squad.layers]),
         f"{html.quantity(squad.parameters_before)} → {html.quantity(squad.parameters_after)}",
         f"{html.quantity(squad.macs_before)} → {html.quantity(squad.macs_after)}",
-        squad.step,
     ]
     return [
         [
-            *(shared if number == 0 else [""] * len(shared)),
             score.task,
+            *(sizes if number == 0 else [""] * len(sizes)),
             score.metric,
             score.before,
             score.after,
             html.percent(score.relative_change, signed=True),
             html.percent(score.unaffected_tokens),
             html.percent(score.unaffected_images),
+            squad.step,
         ]
         for number, score in enumerate(squad.scores)
     ]

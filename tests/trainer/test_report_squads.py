@@ -28,9 +28,9 @@ def test_a_squad_of_several_tasks_has_a_row_for_each(tmp_path: Path) -> None:
     write_squad(tmp_path / "squads" / "normal+reshading", single.model_copy(update={"scores": (*single.scores, other)}))
     alone, first, second = rows_of(squads_section(tmp_path).body)[1:]
     assert alone == first
-    assert first[:6] == ["4 of 8", "2 M → 900 k", "50 M → 50 M", "40", "normal", "mean_angle_deg"]
-    assert second[:6] == ["", "", "", "", "reshading", "l1"]
-    assert second[8:] == ["+0.50 %", "50.00 %", "75.00 %"]
+    assert first[:5] == ["normal", "4 of 8", "2 M → 900 k", "50 M → 50 M", "mean_angle_deg"]
+    assert second[:5] == ["reshading", "", "", "", "l1"]
+    assert second[7:] == ["+0.50 %", "50.00 %", "75.00 %", "40"]
 
 
 def test_the_trade_off_is_shown_where_there_is_one(tmp_path: Path) -> None:
