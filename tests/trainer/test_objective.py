@@ -1,5 +1,6 @@
 """The objective: split over ranks and passes it is the same, every parameter takes part, statistics are detached."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,22 @@ def test_accumulated_passes_average_to_the_whole(tmp_path: Path, weighting: str)
         (loss / 2).backward()
         total += loss.item() / 2
     assert total == pytest.approx(whole.item(), rel=1e-5)
+    for name, gradient in gradients(objective).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_passes_over_the_same_pairs_are_one_matching_included(tmp_path: Path) -> None:
+    objective, prepared = make_objective(loop_config(tmp_path, "matching.weight=0.5")), random_prepared(4, [4, 2, 3, 1])
+    whole, _ = objective(prepared, 1.0)
+    whole.backward()
+    expected = gradients(objective)
+    objective.zero_grad()
+    half = replace(prepared, global_pairs=2 * prepared.global_pairs)  # each pass holds half of the step's pairs
+    for _ in range(2):
+        loss, statistics = objective(half, 2.0)
+        (loss / 2).backward()
+        assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
+        assert statistics.matching_loss.item() < 0
     for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
