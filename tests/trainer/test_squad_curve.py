@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
 from configs.errors import UserError
 from model.extract import select_experts
 from model.layer_routing import ExpertLayerInfo
+from model.mod_squad import ModelOutput, ModSquad
 from model.routing_stats import RoutingLedger
 from tests.trainer.run_folder import squad_summary
 from tests.trainer.tiny_run import TASKS
@@ -144,6 +146,21 @@ def test_the_squad_of_the_asked_threshold_is_on_the_curve(curve_run: Path) -> No
     squad = load_squad(curve_run / "squad")
     assert squad.kept == {layer.name: list(layer.kept) for layer in chosen.layers}
     Image.open(curve_run / "squad" / CURVE_PICTURE).verify()
+
+
+def test_the_large_model_runs_once_for_all_points(
+    curve_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[int] = []
+    forward = ModSquad.forward
+
+    def counting(model: ModSquad, batch: Tensor, *pairs: Tensor) -> ModelOutput:
+        images.append(len(batch))
+        return forward(model, batch, *pairs)
+
+    monkeypatch.setattr(ModSquad, "forward", counting)
+    extract_tasks(curve_run, ["normal"], tmp_path, routing="validation", curve=True)
+    assert sum(images) == 5
 
 
 def falling(points: int) -> SquadCurve:
