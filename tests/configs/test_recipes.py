@@ -1,7 +1,6 @@
 """Every shipped recipe: it says how to start it, builds a model, and its batch splits over the ranks that it names."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
