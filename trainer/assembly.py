@@ -14,6 +14,7 @@ from model.mod_squad import ModSquad
 from trainer.activation_checkpointing import checkpoint_blocks
 from trainer.agreement import on_each
 from trainer.engine import Engine, expert_group
+from trainer.initial_weights import start_from_file
 from trainer.objective import Objective
 
 
@@ -30,6 +31,7 @@ class Assembly:
         engine: trains `objective`.
         micro_batch: images per rank and forward pass.
         accumulation: forward passes per step.
+        start_note: for the user: which file the weights start from; None: random, or those of a checkpoint.
     """
 
     tasks: tuple[TaskSpec, ...]
@@ -41,13 +43,14 @@ class Assembly:
     engine: Engine
     micro_batch: int
     accumulation: int
+    start_note: str | None
 
 
 def assemble(config: RunConfig, env: RankEnv) -> Assembly:
     """Build everything that a run needs; after `init_distributed`, every rank of the world calls this together.
 
     Raises:
-        UserError: the configuration does not fit the world or the shards.
+        UserError: the configuration does not fit the world, the shards or the file of initial weights.
     """
     layout = Layout(env.world, config.parallel.ep_size)
     check_experts(config.model, config.parallel.ep_size)
@@ -58,6 +61,7 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
     )
     tasks = config.task_specs
     model = ModSquad(config.model, tasks, config.data.image_size, seed=config.seed, group=expert_group(layout))
+    start_note = start_from_file(model, config, dist.group.WORLD)
     checkpoint_blocks(model, config.train.activation_checkpointing)
     prior = [config.matching.task_prior.get(spec.name, 1.0) for spec in tasks]
     matching = Matching(config.matching, model.expert_layers, len(tasks), prior=prior)
@@ -72,4 +76,5 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
         engine=Engine(objective, config, layout, accumulation=accumulation, micro_batch=micro_batch),
         micro_batch=micro_batch,
         accumulation=accumulation,
+        start_note=start_note,
     )
