@@ -1,5 +1,7 @@
 """Costs: formulas against built models, against counted products, and against the published models."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -109,21 +111,42 @@ def test_formulae_are_sums_of_products() -> None:
         evaluate("2 Z", {"D": 1})
 
 
+DENSE = {"placement": "dense", "head_width": 64}
+PUBLISHED_PARAMETERS = [
+    ({"preset": "small"}, 55.44e6),
+    ({"preset": "base"}, 206.96e6),
+    ({"preset": "small"} | DENSE, 23.78e6),
+    ({"preset": "base"} | DENSE, 90.01e6),
+]
+TASKONOMY = resolve_tasks("taskonomy")
+
+
 @pytest.mark.parametrize(
-    ("preset", "published_parameters", "published_macs"), [("small", 55.44e6, None), ("base", 206.96e6, 21.28e9)]
+    ("sizes", "published"), PUBLISHED_PARAMETERS, ids=["small", "base", "small dense", "base dense"]
 )
-def test_presets_match_the_published_models(
-    preset: str, published_parameters: float, published_macs: float | None
-) -> None:
-    sizes = ModelConfig.model_validate({"preset": preset})
-    tasks = resolve_tasks("taskonomy")
+def test_parameters_equal_the_published_ones_up_to_what_is_explained(sizes: dict[str, Any], published: float) -> None:
+    config = ModelConfig.model_validate(sizes)
     with torch.device("meta"):
-        built = ModSquad(sizes, tasks, 224)
-    assert parameters_of(built) == count_parameters(sizes, tasks, 224).total
-    # Theirs has three channels for reshading, a class token with its position, and no norm in front of each head; what
-    # is left are the norms of its class heads, and the digits in which it is given.
-    explained = 2 * (sizes.width + 1) * 16**2 + 2 * sizes.width - len(tasks) * 2 * sizes.width
-    assert count_parameters(sizes, tasks, 224).total + explained == pytest.approx(published_parameters, abs=12_000)
-    if published_macs:
-        macs = [count_macs(sizes, task, 224) for task in tasks]
-        assert sum(macs) / len(macs) == pytest.approx(published_macs, rel=0.005)
+        built = ModSquad(config, TASKONOMY, 224)
+    ours = count_parameters(config, TASKONOMY, 224).total
+    assert parameters_of(built) == ours
+    D = config.width
+    reshading = 2 * (D + 1) * 16**2  # theirs has three channels, ours one
+    class_token = 2 * D  # and its position
+    norms = 8 * D - len(TASKONOMY) * 2 * D  # four in front of the two class heads; ours has one in front of every head
+    assert ours + reshading + class_token + norms == pytest.approx(published, abs=5_000)
+
+
+def test_macs_equal_the_published_ones_up_to_what_is_explained() -> None:
+    config = ModelConfig.model_validate({"preset": "base"})
+    costs = model_costs(config, TASKONOMY, 224)
+    ours = sum(row.macs * row.passes for row in costs)
+    assert ours == count_image_macs(config, TASKONOMY, 224)
+    blocks = [row for row in costs if row.passes > 1]
+    class_token = 13 * sum(
+        row.count * evaluate(row.formula.macs, {**row.symbols, "N": 197}) - row.macs for row in blocks
+    )
+    reshading = 2 * config.width * 16**2 * 196
+    theirs = ours + class_token + reshading
+    assert theirs == pytest.approx(276.6e9, abs=0.05e9)
+    assert theirs / 13 == pytest.approx(21.28e9, abs=0.005e9)
