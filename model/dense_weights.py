@@ -37,7 +37,7 @@ _PATCH = "patch_embed.proj.weight"
 _BLOCK_PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 _FINAL_NORMS = ("norm", "fc_norm")  # of the tokens, or of their mean; a file has one of them
 # What else of a file acts on patch tokens; everything beside it (class token, heads, decoder) can be left out.
-_ACTS_ON_PATCHES = re.compile(r"(blocks|patch_embed|norm_pre|reg_token|register_tokens|rope|rel_pos)\b")
+_ACTS_ON_PATCHES = re.compile(r"blocks\.|patch_embed\.|norm_pre|reg_token|register_tokens|rope|rel_pos")
 
 
 @dataclass(frozen=True, kw_only=True)

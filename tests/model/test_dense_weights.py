@@ -116,14 +116,19 @@ def test_every_rank_starts_with_its_shard_of_the_same_experts() -> None:
             assert all(torch.equal(shard[name], expected) for shard in shards)
 
 
-def test_the_seed_decides_the_noise() -> None:
+@pytest.mark.parametrize("weight", ["mlp.experts.w1", "attention.experts.wq"])
+def test_the_seed_alone_decides_the_noise(weight: str) -> None:
     dense = read_dense_vit(trained().state_dict(), "vit.pth")
-    first, same, other = (fresh(placement="mlp") for _ in range(3))
-    for model, seed in ((first, 7), (same, 7), (other, 8)):
-        start_from_dense(model, dense, seed=seed)
-    weight = "backbone.blocks.0.mlp.experts.w1"
-    assert torch.equal(first.state_dict()[weight], same.state_dict()[weight])
-    assert not torch.equal(first.state_dict()[weight], other.state_dict()[weight])
+    found = []
+    for seed, elsewhere in ((7, 0), (7, 1), (8, 0)):
+        model = fresh(placement="every", router_noise=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(elsewhere)
+            start_from_dense(model, dense, seed=seed)
+        found.append(model.state_dict())
+    first, same, other = found
+    torch.testing.assert_close(first, same, rtol=0, atol=0)
+    assert not torch.equal(first[f"backbone.blocks.0.{weight}"], other[f"backbone.blocks.0.{weight}"])
 
 
 def with_class_token(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -217,6 +222,7 @@ ONES = torch.ones(WIDTH)
     [
         (extended(blocks__0__ls1__gamma=ONES), "no place for blocks.0.ls1.gamma: only plain"),
         (extended(blocks__1__attn__q_norm__weight=ONES), "no place for blocks.1.attn.q_norm.weight"),
+        (extended(rel_pos_bias__table=ONES), "no place for rel_pos_bias.table"),
         (extended(reg_token=ONES), "no place for reg_token"),
         (extended(register_tokens=ONES), "no place for register_tokens"),
         (extended(norm_pre__weight=ONES), "no place for norm_pre.weight"),

@@ -1,5 +1,7 @@
 """Experts made from a dense layer: what they compute together is the dense layer's output."""
 
+import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from tests.model.models import TASKS, config
 
 BLOCK = 1
 ROWS = 2 * len(TASKS)
+NARROW: dict[str, Any] = {"renormalize_gates": True, "head_width": 8}
 
 
 def dense_block() -> tuple[nn.ModuleDict, dict[str, Tensor]]:
@@ -96,8 +99,7 @@ def test_the_more_dimensions_the_nearer() -> None:
 
 
 def test_shared_keys_and_values_do_not_depend_on_the_basis_of_each_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {"renormalize_gates": True, "head_width": 8}
-    _, expected, dense_expected = upcycled("attention", 8, 4, **changes)
+    _, before, _ = upcycled("attention", 8, 4, **NARROW)
     dense, weights = dense_block()
     generator = torch.Generator().manual_seed(5)
     turns = torch.linalg.qr(torch.randn(HEADS, WIDTH // HEADS, WIDTH // HEADS, generator=generator)).Q
@@ -107,11 +109,38 @@ def test_shared_keys_and_values_do_not_depend_on_the_basis_of_each_head(monkeypa
     weights["attn.qkv.bias"] = torch.einsum("hcb,nhb->nhc", turns, bias).flatten()
     out = weights["attn.proj.weight"].view(WIDTH, HEADS, -1)
     weights["attn.proj.weight"] = torch.einsum("hcb,Dhb->Dhc", turns, out).reshape(WIDTH, WIDTH)
-    dense.load_state_dict({name: value for name, value in weights.items() if name.startswith("attn")}, strict=False)
     monkeypatch.setattr("tests.model.test_upcycling.dense_block", lambda: (dense, weights))
-    _, y, turned_expected = upcycled("attention", 8, 4, **changes)
-    torch.testing.assert_close(turned_expected, dense_expected, rtol=1e-4, atol=1e-5)  # the source is the same function
-    assert error(y, expected) < 0.01
+    _, after, _ = upcycled("attention", 8, 4, **NARROW)
+    assert error(after, before) < 0.01
+
+
+def test_shared_keys_and_values_do_not_depend_on_the_scale_of_coordinates(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, before, expected = upcycled("attention", 8, 4, **NARROW)
+    dense, weights = dense_block()
+    scale = torch.rand(WIDTH, generator=torch.Generator().manual_seed(5)) * 4 + 0.2
+    dense["norm"] = copy.deepcopy(dense["norm"])
+    dense["norm"].weight *= scale
+    dense["norm"].bias *= scale
+    weights["attn.qkv.weight"] /= scale
+    dense.load_state_dict(weights, strict=False)
+    monkeypatch.setattr("tests.model.test_upcycling.dense_block", lambda: (dense, weights))
+    _, after, same = upcycled("attention", 8, 4, **NARROW)
+    torch.testing.assert_close(same, expected, rtol=1e-4, atol=1e-5)  # the source is the same function
+    assert error(after, before) < 0.1
+
+
+def test_ranks_agree_on_shared_keys_whatever_signs_their_eigenvectors_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, _, _ = upcycled("attention", 8, 4, **NARROW)
+    eigh = torch.linalg.eigh
+
+    def elsewhere(matrix: Tensor) -> SimpleNamespace:
+        vectors = eigh(matrix).eigenvectors
+        vectors[:, ::3] *= -1
+        return SimpleNamespace(eigenvectors=vectors)
+
+    monkeypatch.setattr(torch.linalg, "eigh", elsewhere)
+    other, _, _ = upcycled("attention", 8, 4, **NARROW)
+    torch.testing.assert_close(other.state_dict(), layer.state_dict())
 
 
 @pytest.mark.parametrize(("kind", "name"), [("mlp", "w1"), ("mlp", "w2"), ("attention", "wq"), ("attention", "wo")])
