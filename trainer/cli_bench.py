@@ -15,6 +15,7 @@ class Part(StrEnum):
     ATTENTION = "attention"
     STEP = "step"
     SCALING = "scaling"
+    SQUADS = "squads"
 
 
 def bench(

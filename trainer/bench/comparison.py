@@ -72,24 +72,30 @@ class Case:
         module: owns the parameters.
         passes: forward passes, each followed by its backward pass before the next one starts. Each returns the tensor
             from which backward starts and the gradient there; None for a scalar.
+        backward: False for inference: no backward pass, nothing saved for one.
         note: what a reader should know about it.
     """
 
     name: str
     module: nn.Module
     passes: Sequence[Callable[[Batch], tuple[Tensor, Tensor | None]]]
+    backward: bool = True
     note: str = ""
 
     def step(self, batch: Batch) -> None:
         """Run all passes, forward and backward, into fresh gradients."""
         batch.x.grad = None
         self.module.zero_grad(set_to_none=True)
-        for forward in self.passes:
-            y, grad = forward(batch)
-            torch.autograd.backward(y, grad)
+        with torch.inference_mode(not self.backward):
+            for forward in self.passes:
+                y, grad = forward(batch)
+                if self.backward:
+                    torch.autograd.backward(y, grad)
 
-    def saved_bytes(self, batch: Batch) -> int:
-        """Return the bytes that autograd keeps for backward at one time."""
+    def saved_bytes(self, batch: Batch) -> int | None:
+        """Return the bytes that autograd keeps for backward at one time; None without backward."""
+        if not self.backward:
+            return None
         return max(saved_bytes(lambda: forward(batch), self.module.parameters()) for forward in self.passes)  # noqa: B023
 
 

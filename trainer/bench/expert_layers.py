@@ -19,7 +19,7 @@ from trainer.bench.comparison import DTYPES, Batch, Case, Comparison, Settings, 
 from trainer.bench.peers import attention_peers, mlp_peers
 from trainer.bench.routed import Routed, attention_router, mlp_router
 
-ROUNDS = 15
+ROUNDS = 9
 
 
 class MultiQueryAttention(nn.Module):

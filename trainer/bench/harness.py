@@ -1,7 +1,8 @@
 """Timing of alternatives side by side in one process, so that what else the machine does cancels out of the ratios.
 
-Every run of a candidate stands between two runs of the reference; its ratio is its time over their mean. What is
-reported are the median and the quartiles over rounds.
+Every timed run of a candidate stands between two of the reference; its ratio is its time over their mean. Before each
+timed run the same alternative runs once without the clock: the heap and the caches are then as after itself, as in a
+long training, and not as another alternative has left them. Median and quartiles over rounds are reported.
 """
 
 import statistics
@@ -48,37 +49,39 @@ def interleave(
     rounds: int,
     clock: Callable[[], float],
 ) -> tuple[Timing, dict[str, Timing]]:
-    """Time all alternatives in turns: reference, candidate, reference, next candidate, ..., in every round.
+    """Time all alternatives in turns: reference, then in every round candidate, reference, next candidate, reference...
 
     Args:
         reference: what the candidates are compared with.
         candidates: name -> alternative; may be empty.
-        draw: number of the round -> the input of all runs of that round; its time is not counted. Round -1 warms up.
+        draw: number of the round -> the input of its timed runs; its time is not counted. The runs without the clock
+            get that of round -1.
         rounds: at least 1.
         clock: seconds from any start.
 
     Returns:
         The reference's timing, and each candidate's.
     """
-    reference_seconds: list[float] = []
+    settling = draw(-1)
+
+    def seconds_of(run: Callable[[Input], object], given: Input) -> float:
+        run(settling)
+        begin = clock()
+        run(given)
+        return clock() - begin
+
+    for run in (reference, *candidates.values()):
+        run(settling)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     ratios: dict[str, list[float]] = {name: [] for name in candidates}
-
-    warm = draw(-1)
-    for run in (reference, *candidates.values()):
-        run(warm)
+    references = [seconds_of(reference, draw(0))]
     for number in range(rounds):
         given = draw(number)
-        before = _seconds(reference, given, clock)
-        reference_seconds.append(before)
         for name, run in candidates.items():
-            own = _seconds(run, given, clock)
-            after = _seconds(reference, given, clock)
-            reference_seconds.append(after)
-            seconds[name].append(own)
-            ratios[name].append(2 * own / (before + after))
-            before = after
-    return _timing(reference_seconds, [1.0]), {name: _timing(seconds[name], ratios[name]) for name in candidates}
+            seconds[name].append(seconds_of(run, given))
+            references.append(seconds_of(reference, given))
+            ratios[name].append(2 * seconds[name][-1] / (references[-2] + references[-1]))
+    return _timing(references, [1.0]), {name: _timing(seconds[name], ratios[name]) for name in candidates}
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
@@ -87,12 +90,6 @@ def quartiles(values: Sequence[float]) -> Quartiles:
         return Quartiles(low=values[0], median=values[0], high=values[0])
     low, median, high = statistics.quantiles(values, n=4, method="inclusive")
     return Quartiles(low=low, median=median, high=high)
-
-
-def _seconds(run: Callable[[Input], object], given: Input, clock: Callable[[], float]) -> float:
-    begin = clock()
-    run(given)
-    return clock() - begin
 
 
 def _timing(seconds: Sequence[float], ratios: Sequence[float]) -> Timing:

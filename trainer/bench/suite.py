@@ -13,6 +13,7 @@ from trainer.bench.expert_layers import compare_attention, compare_mlp
 from trainer.bench.limits import Verdict, judge
 from trainer.bench.machine import describe_machine
 from trainer.bench.scaling import compare_scaling
+from trainer.bench.squads import compare_squads
 from trainer.bench.training_step import compare_step
 
 FORMAT_VERSION = 1
@@ -22,6 +23,7 @@ PARTS: dict[str, Callable[[Settings, str], list[Comparison]]] = {
     "attention": compare_attention,
     "step": compare_step,
     "scaling": compare_scaling,
+    "squads": compare_squads,
 }
 """Name -> measures one part in one precision."""
 

@@ -18,7 +18,7 @@ def comparison_table(comparison: Comparison) -> Table:
         caption="\n".join(notes) or None,
         caption_justify="left",
     )
-    table.add_column("forward + backward", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for column in ("ms", "ratio", "quartiles", "saved MB", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:

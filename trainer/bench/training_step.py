@@ -17,7 +17,7 @@ from trainer.bench.expert_layers import MultiQueryAttention
 
 TASKS = resolve_tasks("taskonomy")
 IMAGES = 2
-ROUNDS = 5
+ROUNDS = 3
 
 
 def compare_step(settings: Settings, dtype: str) -> list[Comparison]:
