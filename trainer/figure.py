@@ -6,7 +6,7 @@ are those of Okabe and Ito (categories), viridis and cividis (quantities), which
 Shapes: n logged steps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,21 @@ _WIDTH = 10.0  # inches
 
 
 @contextmanager
-def figure(path: Path, *, rows: int, columns: int, row_height: float) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a styled figure with `rows` x `columns` axes (flat, row by row) and save it to `path` afterwards."""
+def figure(
+    path: Path, *, rows: int, columns: int, row_height: float, width_ratios: Sequence[float] | None = None
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a styled figure with `rows` x `columns` axes (flat, row by row) and save it to `path` afterwards.
+
+    Args:
+        path: PNG to write.
+        rows, columns: of the grid of axes.
+        row_height: inches per row.
+        width_ratios: one relative width per column; None: all alike.
+    """
     with mpl.rc_context(_RC):
         # Figure without pyplot: no global state, no display, and nothing to close.
         canvas = Figure(figsize=(_WIDTH, row_height * rows), layout="constrained")
-        axes = list(canvas.subplots(rows, columns, squeeze=False).flat)
+        axes = list(canvas.subplots(rows, columns, squeeze=False, width_ratios=width_ratios).flat)
         yield canvas, axes
         canvas.savefig(path, format="png")
 

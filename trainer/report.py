@@ -11,10 +11,17 @@ from pathlib import Path
 from configs.atomic import atomic_path
 from configs.schema import RunConfig
 from trainer import report_page as html
-from trainer.report_experts import experts_section
+from trainer.report_experts import conflict_section, expert_sections
 from trainer.report_squads import squads_section
 from trainer.report_training import curves_section, facts_section, predictions_section, results_section
-from trainer.run_files import EvaluationRecord, StepRecord, read_config, read_latest_evaluation, read_steps
+from trainer.run_files import (
+    EvaluationRecord,
+    StepRecord,
+    read_config,
+    read_latest_evaluation,
+    read_latest_ledger,
+    read_steps,
+)
 
 
 def write_report(run_dir: Path, *, rooms: int = 4) -> Path:
@@ -33,13 +40,15 @@ def write_report(run_dir: Path, *, rooms: int = 4) -> Path:
     config = read_config(run_dir)
     steps = read_steps(run_dir)
     evaluation = read_latest_evaluation(run_dir)
+    ledger = read_latest_ledger(run_dir)
     with tempfile.TemporaryDirectory(prefix="modsquad-report-") as scratch:
         folder = Path(scratch)
         sections = [
             predictions_section(folder, run_dir, config, rooms),
             results_section(run_dir, evaluation),
             curves_section(folder, config, steps),
-            experts_section(folder, run_dir),
+            *expert_sections(folder, run_dir, ledger),
+            *([conflict_section(folder, run_dir, ledger)] if len(config.task_specs) > 1 else []),
             squads_section(run_dir),
             facts_section(run_dir, config, steps),
         ]

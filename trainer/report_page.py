@@ -41,6 +41,9 @@ img { display: block; max-width: 100%; height: auto; margin: 10px 0 18px; }
 .bars { display: inline-flex; align-items: flex-end; gap: 2px; height: 26px; vertical-align: middle; }
 .bars i { display: block; width: 6px; background: var(--line); height: 100%; position: relative; }
 .bars i b { position: absolute; bottom: 0; left: 0; right: 0; background: var(--accent); }
+.share { display: block; width: 100px; padding: 0 6px; margin: 1px 0; font-size: 12.5px;
+  background: linear-gradient(to right, color-mix(in srgb, var(--accent) 28%, transparent) var(--share), transparent 0);
+}
 summary { cursor: pointer; color: var(--accent); margin-top: 10px; }
 pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); border-radius: 8px; padding: 14px;
   font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -95,6 +98,11 @@ def missing(what: str, remedy: str) -> str:
     return f'<p class="missing">Missing: {escape(what)}. {escape(remedy)}</p>\n'
 
 
+def note(text: str) -> str:
+    """Return a plain line, for what there is nothing to show of."""
+    return f"<p>{escape(text)}</p>\n"
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Collection[str] = ()) -> str:
     """Return a table; numbers are rounded to four digits, the columns named in `right` are right-aligned."""
     style = [' class="number"' if header in right else "" for header in headers]
@@ -123,6 +131,16 @@ def bars(parts: Sequence[tuple[str, int, int]]) -> Markup:
     return Markup(f'<span class="bars">{strips}</span> {kept_all} of {total_all}')
 
 
+def shares(parts: Sequence[tuple[str, float]]) -> Markup:
+    """Return names with their shares in percent, one below the other, each over a strip as long as its share."""
+    return Markup(
+        "".join(
+            f'<span class="share" style="--share:{100 * share:.0f}%"><b>{escape(name)}</b> {100 * share:.0f} %</span>'
+            for name, share in parts
+        )
+    )
+
+
 def number(value: float) -> str:
     """Return a number with four significant digits; a dash where it is not known."""
     if not math.isfinite(value):
@@ -149,7 +167,12 @@ def percent(fraction: float, *, signed: bool = False) -> str:
 
 def details(summary: str, text: str) -> str:
     """Return preformatted text that opens on a click."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>\n"
+    return folded(summary, f"<pre>{escape(text)}</pre>")
+
+
+def folded(summary: str, body: str) -> str:
+    """Return markup that opens on a click."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>\n"
 
 
 def _cell(cell: Cell) -> str:

@@ -86,10 +86,13 @@ def curves_section(folder: Path, config: RunConfig, steps: list[StepRecord]) -> 
     progress_chart(folder / "progress.png", progress)
     losses = {task: series(record.task_loss.get(task, math.nan) for record in steps) for task in tasks}
     task_loss_chart(folder / "task_losses.png", numbers, losses)
-    body = html.picture(folder / "progress.png", "Total loss, mutual information per layer, learning rate, throughput")
+    shown = ["Total loss", *(["mutual information per layer"] if layers else []), "learning rate", "throughput"]
+    body = html.picture(folder / "progress.png", ", ".join(shown))
     body += html.picture(folder / "task_losses.png", "Loss of every task over the steps")
     skipped = steps[-1].bad_steps
-    caption = "Faint: as logged; strong: smoothed. Mutual information rises as tasks settle on their experts."
+    caption = "Faint: as logged; strong: smoothed."
+    if layers:
+        caption += " Mutual information rises as tasks settle on their experts."
     if skipped:
         caption += f" {skipped:,} steps were skipped for a gradient that was not finite."
     return html.Section(title=title, caption=caption, body=body)

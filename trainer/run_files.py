@@ -1,4 +1,4 @@
-"""What a run folder holds, read back: configuration, logged steps, evaluations, routing ledgers.
+"""What a run folder holds, read back: configuration, logged steps, evaluations, routing ledgers, gradient conflicts.
 
 Only reads; whatever is absent is None or empty, so that a caller can name it as missing. Files that exist but do not
 parse are user errors with the file's name: they were edited or torn.
@@ -7,7 +7,7 @@ parse are user errors with the file's name: they were edited or torn.
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -77,6 +77,42 @@ class EvaluationRecord(Record):
     tasks: dict[str, TaskScore]
 
 
+Part = Literal["patches", "attention", "mlp"]
+WeightKind = Literal["experts", "shared"]
+"""Weights of an expert layer's experts; weights that serve every token."""
+
+
+class ConflictLayer(Record):
+    """The gradients of T tasks in one kind of weights of one layer.
+
+    Attributes:
+        block: number of its block; None for the patch embedding.
+        part: which layer of the block, its norm included.
+        kind: which of its weights.
+        sees_task: False where it runs once per image, before tasks part.
+        weights: how many.
+        norms: (T,) length of each task's gradient.
+        cosine: (T, T) cosine of each pair of gradients; NaN where one of them is 0.
+    """
+
+    block: int | None
+    part: Part
+    kind: WeightKind
+    sees_task: bool
+    weights: int
+    norms: tuple[Number, ...]
+    cosine: tuple[tuple[Number, ...], ...]
+
+
+class ConflictRecord(Record):
+    """One file of conflict/: gradients over `images` training images at the weights of `step`."""
+
+    step: int
+    images: int
+    tasks: tuple[str, ...]
+    layers: tuple[ConflictLayer, ...]
+
+
 def read_config(run_dir: Path) -> RunConfig:
     """Return the resolved configuration of a run.
 
@@ -131,6 +167,16 @@ def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing; evaluate the run again") from None
     return int(path.stem.removeprefix("step_")), ledger
+
+
+def read_latest_conflict(run_dir: Path) -> ConflictRecord | None:
+    """Return the gradient conflict measured at the highest step, or None.
+
+    Raises:
+        UserError: the file does not parse.
+    """
+    path = max((run_dir / "conflict").glob("step_*.json"), default=None)
+    return parse(ConflictRecord, path.read_text(encoding="utf-8"), str(path)) if path else None
 
 
 def parse(kind: type[RecordT], text: str, where: str) -> RecordT:

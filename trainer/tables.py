@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from trainer.run_files import EvaluationRecord
+from trainer.gradient_conflict import summary_rows
+from trainer.run_files import ConflictRecord, EvaluationRecord
 from trainer.squad_curve import SquadCurve
 from trainer.squad_summary import SquadScore, SquadSummary
 
@@ -76,6 +77,18 @@ def curve_table(curve: SquadCurve) -> Table:
 
 def _per_task(cell: Callable[[SquadScore], str]) -> Callable[[SquadSummary], str]:
     return lambda squad: "\n".join(map(cell, squad.scores))
+
+
+def conflict_table(record: ConflictRecord) -> Table:
+    """Return one row per kind of weights: how far the tasks' gradients conflict there."""
+    table = Table(title=f"gradients of {len(record.tasks)} tasks, {record.images} images, step {record.step}")
+    table.add_column("weights", no_wrap=True)
+    for column in ("number", "mean cosine", "conflicting", "strength"):
+        table.add_column(column, justify="right")
+    for name, weights, conflict in summary_rows(record):
+        share = "unknown" if math.isnan(conflict.share) else f"{conflict.share:.1%}"
+        table.add_row(name, _count(weights), _number(conflict.mean), share, _number(conflict.strength))
+    return table
 
 
 def _percent(change: float) -> str:

@@ -11,6 +11,7 @@ from configs.load import dump_config
 from configs.schema import RunConfig
 from model.layer_routing import ExpertLayerInfo, LayerRouting
 from model.routing_stats import RoutingLedger
+from trainer.run_files import ConflictLayer, ConflictRecord
 from trainer.squad_summary import SquadLayer, SquadScore, SquadSummary
 
 TASKS = ("depth_zbuffer", "normal")
@@ -73,6 +74,18 @@ def ledger() -> RoutingLedger:
         )
         filled.update([routing])
     return filled
+
+
+def conflict_record() -> ConflictRecord:
+    """Depth and normals conflict in shared weights, and use experts of their own."""
+    layers = [
+        ConflictLayer(
+            block=block, part="mlp", kind=kind, sees_task=True, weights=1000, norms=(1.0, 2.0), cosine=((1, x), (x, 1))
+        )
+        for block in (0, 1)
+        for kind, x in (("experts", 0.0), ("shared", -0.25))
+    ]
+    return ConflictRecord(step=STEPS, images=32, tasks=TASKS, layers=tuple(layers))
 
 
 def write_run_folder(run_dir: Path) -> Path:

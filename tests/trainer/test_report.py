@@ -1,13 +1,18 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from configs.errors import UserError
-from tests.trainer.run_folder import squad_summary, step_line, write_run_folder
+from model.layer_routing import ExpertLayerInfo
+from model.routing_stats import RoutingLedger
+from tests.trainer.run_folder import LAYERS, TASKS, conflict_record, squad_summary, step_line, write_run_folder
 from trainer.export import SQUAD_FILE, SQUAD_FORMAT
 from trainer.report import write_report
 
@@ -37,8 +42,9 @@ def test_the_report_shows_what_the_run_holds(run: Path) -> None:
         "progress.png",
         "task_losses.png",
         "experts.png",
+        "affinity.png",
     }
-    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 3
+    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 4
     for path in page.parent.glob("*.png"):
         Image.open(path).verify()
 
@@ -51,6 +57,7 @@ def test_missing_parts_are_named_with_their_remedy(run: Path) -> None:
         assert f"Missing: {part}" in text
     assert f"modsquad evaluate {run}" in text
     assert f"modsquad extract {run}" in text
+    assert f"Not measured; `modsquad conflict {run}`" in text
 
 
 def test_squads_are_tabulated(run: Path) -> None:
@@ -85,6 +92,57 @@ def test_a_new_report_replaces_the_old_one(run: Path) -> None:
     assert "20 of 40" in text_of(page)
     assert not (page.parent / "predictions_9.png").exists()
     assert not (page.parent / "experts.png").exists()
+
+
+def test_the_most_used_experts_of_every_task_are_tabulated(run: Path) -> None:
+    words = " ".join(text_of(write_report(run)).split())
+    assert "depth_zbuffer 0 100 % 1 100 % 0 100 % 1 100 % normal 2 100 % 3 100 % 2 100 % 3 100 %" in words
+
+
+def test_gradient_conflict_is_shown_for_experts_and_shared_weights(run: Path) -> None:
+    (run / "conflict").mkdir()
+    (run / "conflict" / "step_00000040.json").write_text(conflict_record().model_dump_json())
+    page = write_report(run)
+    words = " ".join(text_of(page).split())
+    assert "experts 2 k 0 0.00 % 0 shared weights 2 k -0.25 100.00 % 0.25" in words
+    assert {path.name for path in page.parent.glob("conflict_*.png")} == {"conflict_layers.png", "conflict_maps.png"}
+
+
+NO_EXPERTS: dict[str, tuple[tuple[ExpertLayerInfo, ...], str]] = {
+    "dense": ((), "It has no experts."),
+    "all shared": (tuple(replace(layer, sees_task=False) for layer in LAYERS), "All expert layers lie in the shared"),
+}
+
+
+@pytest.mark.parametrize(("layers", "reason"), NO_EXPERTS.values(), ids=NO_EXPERTS)
+def test_a_model_whose_tasks_choose_no_experts_is_told_in_one_line(
+    run: Path, layers: tuple[ExpertLayerInfo, ...], reason: str
+) -> None:
+    (run / "routing" / "step_00000040.json").write_text(json.dumps(RoutingLedger(layers, TASKS).to_json()))
+    lines = [json.dumps({**step_line(step), "mutual_information": {}}) for step in range(1, 41)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = write_report(run)
+    text = text_of(page)
+    assert reason in text
+    assert "Which tasks are alike" not in text
+    assert "Mutual information rises" not in text
+    assert {path.name for path in page.parent.glob("*.png")} == {"progress.png", "task_losses.png"}
+
+
+def test_one_task_alone_has_no_affinity_and_no_conflict(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "tasks": ["normal"]}))
+    ledger = RoutingLedger(LAYERS, ["normal"])
+    for layer in LAYERS:
+        ledger.counts[layer.name] = torch.tensor([[5, 5, 0, 0]])
+        ledger.tokens[layer.name] = torch.tensor([5])
+    (run / "routing" / "step_00000040.json").write_text(json.dumps(ledger.to_json()))
+    page = write_report(run)
+    text = text_of(page)
+    assert "Which task uses which experts" in text
+    assert "Which tasks are alike" not in text
+    assert "Where tasks pull against each other" not in text
+    assert (page.parent / "experts.png").exists()
 
 
 def test_a_damaged_file_stops_the_report_and_leaves_the_old_one(run: Path) -> None:

@@ -8,7 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.report_page import Markup, Section, bars, missing, number, page, percent, picture, quantity, table, verdict
+from trainer.report_page import (
+    Markup,
+    Section,
+    bars,
+    details,
+    folded,
+    missing,
+    note,
+    number,
+    page,
+    percent,
+    picture,
+    quantity,
+    shares,
+    table,
+    verdict,
+)
 
 VOID = {"meta", "img"}
 
@@ -56,6 +72,10 @@ def test_foreign_text_cannot_become_markup(name: str) -> None:
     markup = (
         table([hostile], [[hostile]])
         + missing(hostile, hostile)
+        + note(hostile)
+        + details(hostile, hostile)
+        + folded(hostile, "")
+        + shares([(hostile, 0.5)]).html
         + bars([(hostile, 1, 2)]).html
         + verdict(True, hostile, "").html
     )
@@ -109,3 +129,10 @@ def test_bars_show_the_kept_share_of_each_layer() -> None:
     assert read(markup).strip() == "6 of 16"
     assert "height:25%" in markup
     assert 'title="blocks.1.mlp: 4 of 8"' in markup
+
+
+def test_shares_are_strips_with_their_numbers() -> None:
+    markup = shares([("6", 0.931), ("1", 0.5)]).html
+    assert read(markup) == "6 93 %1 50 %"
+    assert "--share:93%" in markup
+    assert "--share:50%" in markup

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import UserError
-from tests.trainer.run_folder import LAYERS, STEPS, run_config, step_line, write_run_folder
-from trainer.run_files import read_config, read_latest_evaluation, read_latest_ledger, read_steps
+from tests.trainer.run_folder import LAYERS, STEPS, conflict_record, run_config, step_line, write_run_folder
+from trainer.run_files import read_config, read_latest_conflict, read_latest_evaluation, read_latest_ledger, read_steps
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def test_a_young_run_has_nothing_yet(tmp_path: Path) -> None:
     assert read_steps(tmp_path) == []
     assert read_latest_evaluation(tmp_path) is None
     assert read_latest_ledger(tmp_path) is None
+    assert read_latest_conflict(tmp_path) is None
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
@@ -79,3 +80,15 @@ def test_a_damaged_ledger_is_named(run: Path, content: str, reason: str) -> None
     (run / "routing" / "step_00000099.json").write_text(content)
     with pytest.raises(UserError, match=rf"step_00000099\.json.*{reason}"):
         read_latest_ledger(run)
+
+
+def test_the_conflict_of_the_highest_step_counts(run: Path) -> None:
+    (run / "conflict").mkdir()
+    record = conflict_record()
+    for step in (7, STEPS):
+        written = record.model_copy(update={"step": step})
+        (run / "conflict" / f"step_{step:08d}.json").write_text(written.model_dump_json())
+    assert read_latest_conflict(run) == record
+    (run / "conflict" / "step_00000099.json").write_text('{"step": 99}')
+    with pytest.raises(UserError, match=r"step_00000099\.json: images"):
+        read_latest_conflict(run)
