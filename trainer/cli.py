@@ -124,6 +124,18 @@ def evaluate(
 
 
 @app.command()
+def conflict(
+    run: Run,
+    images: Annotated[int, typer.Option(min=1, help="Training images to take gradients of.")] = 64,
+) -> None:
+    """Measure where the tasks' gradients conflict: their cosines per layer, in experts and in shared weights."""
+    from trainer.gradient_conflict import measure_run
+    from trainer.tables import conflict_table
+
+    Console().print(conflict_table(measure_run(run, images)))
+
+
+@app.command()
 def extract(
     run: Run,
     task: Annotated[str, typer.Option(help="Task that leaves, or several, separated by commas.", show_default=False)],

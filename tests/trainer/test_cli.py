@@ -22,6 +22,7 @@ COMMANDS = (
     ["data", "show"],
     ["train"],
     ["evaluate"],
+    ["conflict"],
     ["extract"],
     ["predict"],
     ["export"],
