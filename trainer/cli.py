@@ -179,14 +179,22 @@ def predict(
 
 @app.command()
 def export(
-    run: Run,
-    out: Annotated[Path, typer.Option(help="File to write.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="Run folder, or squad folder for .onnx and .pt2.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="File to write; its suffix is the format.", show_default=False)],
 ) -> None:
-    """Write the whole model of the latest checkpoint as one safetensors file."""
-    from trainer.export import export_model
+    """Write a run's whole model as one .safetensors file, or a squad as .onnx or .pt2 (torch.export)."""
+    from trainer.export import export_model, load_squad
+    from trainer.portable import CHECKED, SUFFIXES, save_portable
 
-    export_model(run, out)
-    Console().print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+    checked = ""
+    if out.suffix == ".safetensors":
+        export_model(model, out)
+    elif out.suffix in SUFFIXES:
+        difference = save_portable(load_squad(model), out)
+        checked = f": within {difference:.1e} of the squad on {CHECKED} random images"
+    else:
+        raise UserError(f"cannot export to '{out}': choose .safetensors for a run, .onnx or .pt2 for a squad")
+    Console().print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB){checked}")
 
 
 @app.command()
