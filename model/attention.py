@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 from configs.schema import Init
 from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
-from model.experts import expert_matrices, grouped_linear, grouped_outer
+from model.expert_runs import expert_runs
+from model.experts import expert_matrices
 from model.router import Routing, seeded_generator
 
 
@@ -127,7 +128,9 @@ class _Queries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, wq: Tensor, order: ExpertOrder) -> Tensor:
         ctx.save_for_backward(x_MD, wq, *order)
-        q_Ad = grouped_linear(x_MD.index_select(0, order.row_A), wq, order.ends_E)
+        q_Ad = x_MD.new_empty(len(order.row_A), wq.shape[2])
+        for run in expert_runs(order, x_MD, wq.shape[1:]):
+            run.linear(x_MD.index_select(0, order.row_A[run.rows]), wq, q_Ad)
         return q_Ad.index_select(0, order.place_A)
 
     @staticmethod
@@ -135,9 +138,11 @@ class _Queries(torch.autograd.Function):
     def backward(ctx: Any, grad_Ad: Tensor) -> tuple[Tensor | None, ...]:
         x_MD, wq, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
-        grad_Ad = grad_Ad.index_select(0, order.order_A)
-        grad_wq = grouped_outer(x_MD.index_select(0, order.row_A), grad_Ad, order.ends_E)
-        grad_AD = grouped_linear(grad_Ad, wq.transpose(1, 2), order.ends_E)
+        grad_wq, grad_AD = torch.empty_like(wq), x_MD.new_empty(len(order.row_A), x_MD.shape[1])
+        for run in expert_runs(order, x_MD, wq.shape[1:]):
+            grad_Rd = grad_Ad.index_select(0, order.order_A[run.rows])
+            run.outer(x_MD.index_select(0, order.row_A[run.rows]), grad_Rd, grad_wq)
+            run.linear(grad_Rd, wq.transpose(1, 2), grad_AD)
         return sum_runs(grad_AD, order.place_A, order.bounds), grad_wq, None
 
 
@@ -147,7 +152,11 @@ class _Outputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a_Ad: Tensor, gates_A: Tensor, wo: Tensor, order: ExpertOrder) -> Tensor:
         ctx.save_for_backward(a_Ad, gates_A, wo, *order)
-        y_AD = grouped_linear((a_Ad * gates_A[:, None]).index_select(0, order.order_A), wo, order.ends_E)
+        y_AD = a_Ad.new_empty(len(order.row_A), wo.shape[2])
+        for run in expert_runs(order, a_Ad, wo.shape[1:]):
+            place_R = order.order_A[run.rows]
+            gates_R1 = gates_A.index_select(0, place_R)[:, None]
+            run.linear(a_Ad.index_select(0, place_R).mul_(gates_R1), wo, y_AD)
         return sum_runs(y_AD, order.place_A, order.bounds)
 
     @staticmethod
@@ -155,9 +164,13 @@ class _Outputs(torch.autograd.Function):
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         a_Ad, gates_A, wo, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
-        grad_AD = grad_MD.index_select(0, order.row_A)
-        gated_Ad = (a_Ad * gates_A[:, None]).index_select(0, order.order_A)
-        grad_wo = grouped_outer(gated_Ad, grad_AD, order.ends_E)
-        grad_Ad = grouped_linear(grad_AD, wo.transpose(1, 2), order.ends_E).index_select(0, order.place_A)
-        grad_gates_A = torch.linalg.vecdot(grad_Ad, a_Ad)
-        return grad_Ad.mul_(gates_A[:, None]), grad_gates_A, grad_wo, None
+        grad_wo, grad_Ad, grad_gates_A = torch.empty_like(wo), torch.empty_like(a_Ad), torch.empty_like(gates_A)
+        for run in expert_runs(order, a_Ad, wo.shape[1:]):
+            place_R = order.order_A[run.rows]
+            a_Rd, gates_R1 = a_Ad.index_select(0, place_R), gates_A.index_select(0, place_R)[:, None]
+            grad_RD = grad_MD.index_select(0, order.row_A[run.rows])
+            grad_Rd = run.linear(grad_RD, wo.transpose(1, 2), grad_Ad)
+            grad_gates_A[run.rows] = torch.linalg.vecdot(grad_Rd, a_Rd)
+            grad_Rd.mul_(gates_R1)
+            run.outer(a_Rd.mul_(gates_R1), grad_RD, grad_wo)
+        return grad_Ad.index_select(0, order.place_A), grad_gates_A.index_select(0, order.place_A), grad_wo, None

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from configs.schema import Init
 from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
+from model.expert_runs import expert_runs
 from model.router import Routing, seeded_generator
 
 
@@ -106,55 +107,12 @@ def expert_parameter(stacked: Tensor) -> nn.Parameter:
     return parameter
 
 
-def grouped_linear(rows_AD: Tensor, weights_EDF: Tensor, ends_E: Tensor) -> Tensor:
-    """Return (A, F): each expert's run of rows times its matrix.
-
-    With its transpose `grouped_outer`, the only code that depends on the device: one kernel on CUDA from compute
-    capability 9.0 in bfloat16, elsewhere a loop over experts (on CPUs as fast, and free of the kernel's limits).
-
-    Args:
-        rows_AD: (A, D) rows sorted by expert.
-        weights_EDF: (E, D, F), may be a transposed view.
-        ends_E: (E,) int32, where each expert's run ends.
-    """
-    if _has_kernel(rows_AD, weights_EDF):
-        return F.grouped_mm(rows_AD, weights_EDF, offs=ends_E)
-    out_AF = rows_AD.new_empty(len(rows_AD), weights_EDF.shape[2])
-    begin = 0
-    for expert, end in enumerate(ends_E.tolist()):
-        torch.mm(rows_AD[begin:end], weights_EDF[expert], out=out_AF[begin:end])
-        begin = end
-    return out_AF
-
-
-def grouped_outer(left_AD: Tensor, right_AF: Tensor, ends_E: Tensor) -> Tensor:
-    """Return (E, D, F): left^T right over each expert's run of rows, zero where it has none."""
-    if _has_kernel(left_AD, right_AF):
-        # The kernel of capability 10.0 leaves garbage where a run is empty (pytorch issue 172439).
-        idle_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
-        return F.grouped_mm(left_AD.t(), right_AF, offs=ends_E).masked_fill_(idle_E[:, None, None], 0)
-    out_EDF = left_AD.new_empty(len(ends_E), left_AD.shape[1], right_AF.shape[1])
-    begin = 0
-    for expert, end in enumerate(ends_E.tolist()):
-        torch.mm(left_AD[begin:end].t(), right_AF[begin:end], out=out_EDF[expert])
-        begin = end
-    return out_EDF
-
-
-def _has_kernel(rows_AD: Tensor, other: Tensor) -> bool:
-    """Whether F.grouped_mm has its fused kernel here; it wants rows, and strides in multiples of 16 bytes."""
-    if not (rows_AD.is_cuda and rows_AD.dtype == torch.bfloat16 and len(rows_AD)):
-        return False
-    aligned = rows_AD.shape[-1] % 8 == 0 and other.shape[-1] % 8 == 0
-    return aligned and torch.cuda.get_device_capability(rows_AD.device)[0] in (9, 10)
-
-
 class _ExpertMLP(torch.autograd.Function):
     """(M, D) rows and (A,) row-major gates to (M, D): for each row, sum over its experts of gate * FFN.
 
     The gate multiplies the hidden activation, not the output: its gradient then needs no expert outputs, and all that
-    is saved is the input, the gates and the pre-activation. GELU is computed again in backward. Bias sums are matrix
-    products, which accumulate bfloat16 in float32.
+    is saved is the input, the gates and the pre-activation. GELU is computed again in backward. Sums over rows are
+    matrix products or reductions that accumulate bfloat16 in float32.
     """
 
     @staticmethod
@@ -162,9 +120,11 @@ class _ExpertMLP(torch.autograd.Function):
         ctx: Any, x_MD: Tensor, gates_A: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, order: ExpertOrder
     ) -> Tensor:
         gates_A = gates_A.index_select(0, order.order_A)
-        pre_AH = grouped_linear(x_MD.index_select(0, order.row_A), w1, order.ends_E)
-        pre_AH += b1.index_select(0, order.expert_A)
-        out_AD = grouped_linear(F.gelu(pre_AH).mul_(gates_A[:, None]), w2, order.ends_E)
+        pre_AH = x_MD.new_empty(len(gates_A), w1.shape[2])
+        out_AD = x_MD.new_empty(len(gates_A), x_MD.shape[1])
+        for run in expert_runs(order, x_MD, w1.shape[1:]):
+            pre_RH = run.linear(x_MD.index_select(0, order.row_A[run.rows]), w1, pre_AH, b1)
+            run.linear(F.gelu(pre_RH).mul_(gates_A[run.rows, None]), w2, out_AD)
         y_MD = sum_runs(out_AD, order.place_A, order.bounds)
         y_MD.addmm_(_mixture(gates_A, order, len(x_MD)), b2)
         ctx.save_for_backward(x_MD, gates_A, pre_AH, w1, w2, b2, *order)
@@ -179,20 +139,23 @@ class _ExpertMLP(torch.autograd.Function):
 
         grad_b2 = _mixture(gates_A, order, len(x_MD)).t() @ grad_MD
         grad_gates_A = (grad_MD @ b2.t()).flatten().index_select(0, order.row_A * len(b2) + order.expert_A)
+        grad_w1, grad_b1, grad_w2 = torch.empty_like(w1), w1.new_empty(w1.shape[0], w1.shape[2]), torch.empty_like(w2)
+        grad_x_AD = x_MD.new_empty(len(gates_A), x_MD.shape[1])
+        grad_AH = torch.empty_like(pre_AH)
+        for run in expert_runs(order, x_MD, w1.shape[1:]):
+            row_R, pre_RH, gates_R1 = order.row_A[run.rows], pre_AH[run.rows], gates_A[run.rows, None]
+            grad_RD = grad_MD.index_select(0, row_R)
+            grad_RH = run.linear(grad_RD, w2.transpose(1, 2), grad_AH)
+            hidden_RH = F.gelu(pre_RH)
+            grad_gates_A[run.rows] += torch.linalg.vecdot(grad_RH, hidden_RH)
+            run.outer(hidden_RH.mul_(gates_R1), grad_RD, grad_w2)
+            del hidden_RH, grad_RD
 
-        grad_AD = grad_MD.index_select(0, order.row_A)
-        grad_AH = grouped_linear(grad_AD, w2.transpose(1, 2), order.ends_E)
-        hidden_AH = F.gelu(pre_AH)
-        grad_gates_A += torch.linalg.vecdot(grad_AH, hidden_AH)
-        grad_w2 = grouped_outer(hidden_AH.mul_(gates_A[:, None]), grad_AD, order.ends_E)
-        del hidden_AH, grad_AD
-
-        grad_pre_AH = torch.ops.aten.gelu_backward(grad_AH.mul_(gates_A[:, None]), pre_AH)
-        del grad_AH
-        grad_w1 = grouped_outer(x_MD.index_select(0, order.row_A), grad_pre_AH, order.ends_E)
-        ones = grad_pre_AH.new_ones(len(grad_pre_AH), 8)  # eight columns: the kernel's 16 bytes
-        grad_b1 = grouped_outer(ones, grad_pre_AH, order.ends_E)[:, 0]
-        grad_x_MD = sum_runs(grouped_linear(grad_pre_AH, w1.transpose(1, 2), order.ends_E), order.place_A, order.bounds)
+            grad_pre_RH = torch.ops.aten.gelu_backward(grad_RH.mul_(gates_R1), pre_RH)
+            run.outer(x_MD.index_select(0, row_R), grad_pre_RH, grad_w1)
+            run.column_sums(grad_pre_RH, grad_b1)
+            run.linear(grad_pre_RH, w1.transpose(1, 2), grad_x_AD)
+        grad_x_MD = sum_runs(grad_x_AD, order.place_A, order.bounds)
         return grad_x_MD, grad_gates_A.index_select(0, order.place_A), grad_w1, grad_b1, grad_w2, grad_b2, None
 
 

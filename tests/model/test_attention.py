@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import experts
+from model import expert_runs
 from model.attention import DenseAttention, ExpertAttention, reference_expert_attention
 from model.dispatch import ExpertGroup
 from model.router import Routing
@@ -78,7 +78,7 @@ def test_matches_the_loop_through_the_grouped_kernel(monkeypatch: pytest.MonkeyP
     for _ in range(2):
         y = layer(x, random_routing(12, 5, 2, idle=3))
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *parameters(layer)])])
-        monkeypatch.setattr(experts, "_has_kernel", lambda *_: True)
+        monkeypatch.setattr(expert_runs, "_has_kernel", lambda *_: True)
         monkeypatch.setattr(torch, "mm", None)  # the loop is not to be used
     for by_loop, by_kernel in zip(*results, strict=True):
         assert relative_error(by_kernel, by_loop) <= 1e-5

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from configs.schema import MatchingConfig
-from model import experts
+from model import expert_runs
+from model.expert_order import expert_order
 from model.matching import Matching
 from model.mod_squad import ModSquad
 from model.routing_stats import RoutingLedger
@@ -15,7 +16,7 @@ from tests.model.models import NAMES, SIDE, TASKS, VARIANTS, config
 def test_nothing_between_pairs_and_gradients_waits_for_the_device(
     variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experts, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(expert_runs, "_has_kernel", lambda *_: True)
     built = ModSquad(config(**{**VARIANTS[variant], "head_width": 8}), TASKS, SIDE).to("meta", torch.bfloat16)
     matching = Matching(MatchingConfig(load_balance_weight=0.1, z_loss_weight=0.1), built.expert_layers, len(TASKS))
     ledger = RoutingLedger(built.expert_layers, NAMES)
@@ -31,6 +32,7 @@ def test_nothing_between_pairs_and_gradients_waits_for_the_device(
 
 
 def test_the_device_without_values_notices_who_reads_them() -> None:
-    rows, ends = torch.empty(4, 8, device="meta"), torch.empty(2, dtype=torch.int32, device="meta")
+    chosen = torch.empty(4, dtype=torch.int64, device="meta")
+    order = expert_order(chosen, chosen, 4, 2)
     with pytest.raises(RuntimeError, match="meta"):
-        experts.grouped_linear(rows, torch.empty(2, 8, 8, device="meta"), ends)
+        expert_runs.expert_runs(order, torch.empty(4, 8, device="meta"), [8])

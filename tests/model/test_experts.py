@@ -1,4 +1,3 @@
-import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs.errors import UserError
-from model import experts
+from model import expert_runs
 from model.dispatch import ExpertGroup
-from model.experts import ExpertMLP, grouped_linear, grouped_outer, reference_expert_mlp
+from model.experts import ExpertMLP, reference_expert_mlp
 from model.router import Routing
 from tests.model.routings import random_routing, relative_error
 
@@ -67,29 +66,12 @@ def test_matches_the_plain_loop_through_the_grouped_kernel(dtype: torch.dtype, m
     x = torch.randn(40, 8).to(dtype).requires_grad_()
     weights = [layer.w1, layer.b1, layer.w2, layer.b2]
     by_loop = output_and_gradients(layer, x, random_routing(40, 5, 2, idle=3), weights)
-    monkeypatch.setattr(experts, "_has_kernel", lambda *_: True)
-    monkeypatch.setattr(torch, "mm", None)  # the loop is not to be used
+    monkeypatch.setattr(expert_runs, "_has_kernel", lambda *_: True)
+    monkeypatch.setattr(torch, "mm", None)  # neither of the plain products is to be used
+    monkeypatch.setattr(torch, "addmm", None)
     by_kernel = output_and_gradients(layer, x, random_routing(40, 5, 2, idle=3), weights)
     for mine, true in zip(by_kernel, by_loop, strict=True):
         assert relative_error(mine, true) <= (1e-5 if dtype == torch.float32 else 0.01)
-
-
-def test_an_idle_expert_s_product_is_zero_whatever_the_kernel_leaves_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(left: Tensor, right: Tensor, offs: Tensor) -> Tensor:
-        """Like the one of Blackwell: writes nothing where a run is empty."""
-        out = torch.full((len(offs), len(left), right.shape[1]), torch.nan)
-        for expert, (begin, end) in enumerate(itertools.pairwise([0, *offs.tolist()])):
-            if begin < end:
-                out[expert] = left[:, begin:end] @ right[begin:end]
-        return out
-
-    monkeypatch.setattr(experts, "_has_kernel", lambda *_: True)
-    monkeypatch.setattr(F, "grouped_mm", kernel)
-    left, right = torch.randn(5, 3), torch.randn(5, 4)
-    outer = grouped_outer(left, right, torch.tensor([0, 2, 2, 5, 5], dtype=torch.int32))
-    expected = torch.zeros(5, 3, 4)
-    expected[1], expected[3] = left[:2].t() @ right[:2], left[2:].t() @ right[2:]
-    torch.testing.assert_close(outer, expected)
 
 
 def test_gradients_are_exact_with_an_idle_expert() -> None:
@@ -119,19 +101,6 @@ def test_an_expanded_gradient_is_accepted() -> None:
     layer(torch.randn(10, 8), random_routing(10, 4, 2)).sum().backward()
     assert layer.b2.grad is not None
     assert layer.b2.grad.isfinite().all()
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
-def test_grouped_products(lengths: list[int]) -> None:
-    rows = torch.randn(sum(lengths), 3)
-    right = torch.randn(sum(lengths), 4)
-    weights = torch.randn(len(lengths), 3, 4)
-    ends = torch.tensor(lengths).cumsum(0).int()
-    linear = [run @ w for run, w in zip(torch.split(rows, lengths), weights, strict=True)]
-    outer = [a.t() @ b for a, b in zip(torch.split(rows, lengths), torch.split(right, lengths), strict=True)]
-    torch.testing.assert_close(grouped_linear(rows, weights, ends), torch.cat(linear))
-    torch.testing.assert_close(grouped_outer(rows, right, ends), torch.stack(outer))
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
