@@ -8,6 +8,7 @@ experts, A (token, choice) pairs, E experts, d head width.
 
 import importlib
 import os
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,8 +145,7 @@ def mlp_peers(config: ModelConfig, dtype: torch.dtype) -> list[Case | Row]:
         try:
             experts = HuggingFaceExperts(config, implementation)
         except ImportError as error:
-            missing = isinstance(error, ModuleNotFoundError) and error.name == "transformers"
-            note = "not installed" if missing else f"cannot run: {error}"
+            note = f"cannot run: {error}" if find_spec("transformers") else "not installed"
             peers.append(Row(name=name, timing=None, saved_bytes=None, note=note))
         else:
             peers.append(layer_case(name, Routed(mlp_router(config), experts, flat=True).to(dtype), note="no biases"))

@@ -28,10 +28,8 @@ def _experts(settings: Settings, dtype: str) -> Comparison:
 def _skew(settings: Settings, dtype: str) -> list[Comparison]:
     ours = expert_mlp(settings, dtype)
     padded = DeepSpeedMLP(settings.model, capacity=None).to(DTYPES[dtype])
-    with torch.no_grad():
-        # With these weights the first feature of a token, 1 or -1, decides alone for or against the first expert.
-        ours.router.weight[:, 0, 0] = 10.0
-        padded.moe.deepspeed_moe.gate.wg.weight[0, 0] = 10.0
+    prefer_first_expert(ours.router.weight[:, :, 0].T)
+    prefer_first_expert(padded.moe.deepspeed_moe.gate.wg.weight[0])
     even = settings.model.mlp_top_k / settings.model.mlp_experts
     return [
         compare(
@@ -39,8 +37,8 @@ def _skew(settings: Settings, dtype: str) -> list[Comparison]:
             title,
             dtype,
             settings,
-            _forced("even loads", layer, even),
-            [_forced(f"{SKEWED_SHARE:.0%} of tokens on one expert", layer, SKEWED_SHARE)],
+            forced_case("even loads", layer, even),
+            [forced_case(f"{SKEWED_SHARE:.0%} of tokens on one expert", layer, SKEWED_SHARE)],
             token_batches(settings, dtype),
             rounds=ROUNDS,
         )
@@ -48,8 +46,21 @@ def _skew(settings: Settings, dtype: str) -> list[Comparison]:
     ]
 
 
-def _forced(name: str, layer: nn.Module, share: float) -> Case:
-    """Return the case in which that share of the tokens chooses the first expert, and no other token does."""
+def prefer_first_expert(weight: Tensor) -> None:
+    """Let a token's first feature, 1 or -1, decide alone for or against the first expert.
+
+    Args:
+        weight: (D, ...) the router's weights of that expert; changed in place.
+    """
+    with torch.no_grad():
+        weight[0] = 10.0
+
+
+def forced_case(name: str, layer: nn.Module, share: float) -> Case:
+    """Return the case in which that share of the tokens chooses the first expert, and no other token does.
+
+    The layer's router must know it: see `prefer_first_expert`.
+    """
 
     def forward(batch: Batch) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():

@@ -24,12 +24,7 @@ def compare_step(settings: Settings, dtype: str) -> list[Comparison]:
     """Measure all pairs at once against dense models, and against one pass per task."""
     model = mod_squad(settings, dtype)
     config = settings.model
-    dense = mod_squad(settings, dtype, placement="dense")
-    for layer in model.expert_layers:
-        if layer.kind == "attention":
-            dense.blocks[layer.block].attention = MultiQueryAttention(
-                width=config.width, heads=config.attention_top_k, head_width=config.attention_head_width
-            ).to(DTYPES[dtype])
+    dense = dense_counterpart(model, settings, dtype)
     standard = mod_squad(settings, dtype, placement="dense", head_width=config.width // config.heads)
     sizes = f"{config.depth} blocks, {IMAGES} images x {len(TASKS)} tasks, {settings.image_size} px"
     at_once = pairs_case("all pairs at once", model)
@@ -50,7 +45,7 @@ def compare_step(settings: Settings, dtype: str) -> list[Comparison]:
             dtype,
             settings,
             at_once,
-            [_task_by_task(model)],
+            [task_by_task(model)],
             image_batches(settings),
             rounds=ROUNDS,
         ),
@@ -61,6 +56,18 @@ def mod_squad(settings: Settings, dtype: str, **changes: Any) -> ModSquad:
     """Return the model with `changes` to its configuration."""
     config = ModelConfig.model_validate({**settings.model.model_dump(), **changes})
     return ModSquad(config, TASKS, settings.image_size).to(DTYPES[dtype])
+
+
+def dense_counterpart(model: ModSquad, settings: Settings, dtype: str) -> ModSquad:
+    """Return the model with every expert layer replaced by a dense layer of its active FLOPs."""
+    config = model.config
+    dense = mod_squad(settings, dtype, placement="dense")
+    for layer in model.expert_layers:
+        if layer.kind == "attention":
+            dense.blocks[layer.block].attention = MultiQueryAttention(
+                width=config.width, heads=config.attention_top_k, head_width=config.attention_head_width
+            ).to(DTYPES[dtype])
+    return dense
 
 
 def pairs_case(name: str, model: ModSquad, note: str = "") -> Case:
@@ -86,7 +93,7 @@ def image_batches(settings: Settings, images: int = IMAGES) -> Callable[[int], B
     return draw
 
 
-def _task_by_task(model: ModSquad) -> Case:
+def task_by_task(model: ModSquad) -> Case:
     """Return the case of one pass of the backbone per task, each followed by that task's head alone."""
 
     def pass_of(task: int) -> Callable[[Batch], tuple[Tensor, None]]:
