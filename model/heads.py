@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.schema import Init
 from configs.tasks import TaskSpec
+from model.vit import NORM_EPS
 
 
 class DenseHead(nn.Module):
@@ -20,7 +21,7 @@ class DenseHead(nn.Module):
         """Build the head for images of `grid` x `grid` patches."""
         super().__init__()
         self.channels, self.patch_size, self.grid = channels, patch_size, grid
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         # Near zero: every pixel has weights of its own, and a short training would leave their first values as grain.
         std = 0.001 if init == "standard" else 0.02
         self.linear = _linear(width, channels * patch_size**2, std=std)
@@ -40,7 +41,7 @@ class VectorHead(nn.Module):
     def __init__(self, *, width: int, channels: int) -> None:
         """Build the head."""
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.linear = _linear(width, channels, std=0.02)
 
     def forward(self, x_PND: Tensor) -> Tensor:

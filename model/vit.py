@@ -22,6 +22,9 @@ from model.experts import ExpertMLP
 from model.layer_routing import SUMS_PER_LAYER, ExpertLayerInfo, LayerRouting, routing_sums
 from model.router import TaskRouter
 
+NORM_EPS = 1e-6
+"""Added to the variance in every layer norm: as in timm, DeiT and MAE, whose weights a run may start from."""
+
 Kept = Mapping[str, Sequence[int]]
 """Expert layer name -> ascending numbers of the experts that the layer holds; a layer not named holds all."""
 
@@ -123,11 +126,11 @@ class Block(nn.Module):
             info.kind: ExpertLayer(config, info, num_tasks=num_tasks, kept=kept.get(info.name), group=group, seed=seed)
             for info in self.layers
         }
-        self.norm1 = nn.LayerNorm(config.width)
+        self.norm1 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.attention = experts.get("attention") or DenseAttention(
             width=config.width, heads=config.heads, head_width=config.attention_head_width
         )
-        self.norm2 = nn.LayerNorm(config.width)
+        self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = experts.get("mlp") or DenseMLP(width=config.width, hidden=config.dense_hidden)
 
     def forward(self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor) -> tuple[Tensor, ...]:

@@ -74,6 +74,8 @@ class Trainer:
             resources.callback(self.parts.engine.close)
             self.state = RunState.at_start(config, self.parts)
             self._resume()
+            if env.is_main and self.parts.start_note:
+                self._listener.on_note(self.parts.start_note)
             self._batches = self._open_batches()
             self._resources = resources.pop_all()
 

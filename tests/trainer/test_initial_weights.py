@@ -2,12 +2,14 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +24,7 @@ from tests.trainer.loop_run import loop_config, make_shards
 from trainer.engine import close_distributed
 from trainer.initial_weights import read_tensors, start_from_file
 from trainer.loop import Trainer
+from trainer.progress import PlainProgress
 
 SIZES = (f"model.width={WIDTH}", f"model.depth={DEPTH}", f"model.heads={HEADS}", f"model.patch_size={PATCH}")
 
@@ -106,17 +109,17 @@ def test_a_new_run_starts_from_the_file_and_a_resumed_one_does_without(tmp_path:
     save_file(trained().state_dict(), file)
     config = loop_config(tmp_path, *SIZES, f"train.init_from={file}", "train.steps=2", "checkpoint.every_steps=1")
 
-    trainer = Trainer(config, alone)
-    assert trainer.parts.start_note == (
-        f"weights start from {file}; positions resampled from 4 x 4 to 8 x 8; not used: head"
-    )
+    said = StringIO()
+    trainer = Trainer(config, alone, PlainProgress(Console(file=said, width=400), 4))
+    assert f"weights start from {file}; positions resampled from 4 x 4 to 8 x 8; not used: head" in said.getvalue()
     torch.testing.assert_close(trainer.parts.model.state_dict(), expected_start(config), rtol=0, atol=0)
     trainer.fit()
     learned = {name: value.clone() for name, value in trainer.parts.model.state_dict().items()}
 
     file.unlink()
-    resumed = Trainer(config, alone)
-    assert resumed.parts.start_note is None
+    said = StringIO()
+    resumed = Trainer(config, alone, PlainProgress(Console(file=said, width=400), 4))
+    assert "weights start" not in said.getvalue()
     torch.testing.assert_close(resumed.parts.model.state_dict(), learned, rtol=0, atol=0)
     resumed.close()
 
