@@ -2,7 +2,9 @@
 
 The layers that train do not trace: they have backward passes of their own and loops over lengths read on the host. Here
 stands the same mathematics on the same weights, forward only: every expert runs once, on the rows of the choices that
-named it, so the cost stays that of K experts per token. The lengths of these runs stay unknown in the graph.
+named it, so the cost stays that of K experts per token. The lengths of these runs stay unknown in the graph. (All
+experts on all tokens, weighted by a matrix, would need no such lengths: a graph made in a third of the time that takes
+1.7 times as long to run, in onnxruntime with 4 blocks of `small`, 16 experts, K = 4.)
 
 Routing is the squad's own, ties included. Nothing is summed for losses or telemetry.
 
