@@ -58,7 +58,7 @@ def progress_chart(path: Path, progress: Progress) -> None:
         curve(throughput, progress.steps, progress.images_per_second, ORANGE)
         throughput.set_title("images per second")
         throughput.set_ylim(bottom=0)
-        for axis in (rate, throughput):
+        for axis in axes[-columns:]:
             axis.set_xlabel("step")
 
 

@@ -186,6 +186,7 @@ def conflict_map_chart(
             _rule_cells(axis, len(names))
         if image is not None:
             bar = canvas.colorbar(image, ax=axes, location="bottom", shrink=0.35, aspect=45, pad=0.02)
+            bar.locator = MaxNLocator(nbins=5, symmetric=True)
             bar.outline.set_edgecolor(INK)
             bar.outline.set_linewidth(0.5)
             bar.set_label("conflict   \N{LEFTWARDS ARROW}   cosine of the gradients   \N{RIGHTWARDS ARROW}   agreement")

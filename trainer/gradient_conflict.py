@@ -36,7 +36,7 @@ from trainer.run_files import ConflictLayer, ConflictRecord, Part, WeightKind
 
 GRADIENT_BYTES = 2 * 2**30
 """Memory for the gradients of all tasks at once. A model that needs more is measured in several passes over the images,
-some of its layers in each."""
+some of its layers in each: with 13 tasks two for the published small model, six for base."""
 _CHUNK = 2**20  # weights
 
 

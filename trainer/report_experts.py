@@ -43,10 +43,9 @@ def expert_sections(folder: Path, run_dir: Path, found: tuple[int, RoutingLedger
     layers = [layer for layer in ledger.layers if layer.sees_task]
     affinity = task_affinity(ledger)
     if affinity is None:
-        what = (
-            "All expert layers lie in the shared blocks, which see no task." if ledger.layers else "It has no experts."
-        )
-        return [html.Section(title=title, body=html.note(f"Nothing to show of this model. {what}"))]
+        no_experts = "This model has no experts."
+        all_shared = "All expert layers of this model lie in the shared blocks, which see no task."
+        return [html.Section(title=title, body=html.note(all_shared if ledger.layers else no_experts))]
 
     maps = [
         ExpertMap(

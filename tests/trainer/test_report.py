@@ -109,8 +109,11 @@ def test_gradient_conflict_is_shown_for_experts_and_shared_weights(run: Path) ->
 
 
 NO_EXPERTS: dict[str, tuple[tuple[ExpertLayerInfo, ...], str]] = {
-    "dense": ((), "It has no experts."),
-    "all shared": (tuple(replace(layer, sees_task=False) for layer in LAYERS), "All expert layers lie in the shared"),
+    "dense": ((), "This model has no experts."),
+    "all shared": (
+        tuple(replace(layer, sees_task=False) for layer in LAYERS),
+        "All expert layers of this model lie in the shared",
+    ),
 }
 
 
