@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from configs.errors import UserError
 from trainer import report_page as html
 from trainer.export import CURVE_PICTURE
 from trainer.extraction import read_summary
@@ -11,11 +12,18 @@ from trainer.squad_summary import SquadSummary
 def squads_section(run_dir: Path) -> html.Section:
     """Tabulate the extracted squads, a row per task, and show the trade-off of those extracted with `--curve`."""
     title = "Extracted squads"
-    found = {folder: read_summary(folder) for folder in sorted((run_dir / "squads").glob("*/"))}
-    squads = {folder: summary for folder, summary in found.items() if summary is not None}
+    squads, unreadable = {}, ""
+    for folder in sorted((run_dir / "squads").glob("*/")):
+        try:
+            summary = read_summary(folder)
+        except UserError as error:
+            unreadable += html.missing(f"the squad in {folder.name} ({error})", "The others are shown.")
+        else:
+            if summary is not None:
+                squads[folder] = summary
     if not squads:
         body = html.missing("no squad in squads/", f"`modsquad extract {run_dir} --task TASK` makes one.")
-        return html.Section(title=title, body=body)
+        return html.Section(title=title, body=unreadable + body)
     headers = ["task", "experts kept", "parameters", "MACs per image", "metric", "before", "after", "change"]
     headers += ["unaffected tokens", "unaffected images", "step"]
     caption = (
@@ -25,7 +33,7 @@ def squads_section(run_dir: Path) -> html.Section:
         "still uses as many experts."
     )
     rows = [row for summary in squads.values() for row in _squad_rows(summary)]
-    body = html.table(headers, rows, right=headers[5:])
+    body = html.table(headers, rows, right=headers[5:]) + unreadable
     for folder, summary in squads.items():
         if (folder / CURVE_PICTURE).is_file():
             names = ", ".join(summary.tasks)

@@ -71,6 +71,19 @@ def test_squads_are_tabulated(run: Path) -> None:
     assert "98.00 %" in text
 
 
+def test_a_squad_that_cannot_be_read_is_named_beside_the_others(run: Path) -> None:
+    for name, content in (
+        ("normal", {"format": SQUAD_FORMAT, **squad_summary().model_dump(mode="json")}),
+        ("older", {"format": "modsquad.squad.0"}),
+    ):
+        (run / "squads" / name).mkdir(parents=True)
+        (run / "squads" / name / SQUAD_FILE).write_text(json.dumps(content))
+    text = write_report(run).read_text()
+    assert "the squad in older" in text
+    assert "modsquad.squad.0" in text
+    assert "unaffected tokens" in text
+
+
 def test_held_out_images_are_shown_beside_the_truth(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
