@@ -38,13 +38,18 @@ def test_commands_run_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "two" / "report" / "index.html").is_file()
 
 
-def test_pictures_and_folders_exist() -> None:
-    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
-    assert pictures
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), link
+
+
+def test_folders_exist() -> None:
     folders = re.findall(r"^\| `(\w+)/` \|", README, flags=re.MULTILINE)
     assert {"configs", "model", "data_pipeline", "cluster", "trainer"} <= set(folders)
-    for path in (*pictures, *folders):
-        assert (ROOT / path).exists(), path
+    for path in folders:
+        assert (ROOT / path).is_dir(), path
 
 
 def test_make_targets_exist() -> None:
