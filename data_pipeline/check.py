@@ -12,7 +12,7 @@ from rich.text import Text
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.index import ShardIndex
 from data_pipeline.show import load_target
-from data_pipeline.source import Problem, read_problems
+from data_pipeline.source import Problem, read_facts, read_problems
 
 _DECODED_SAMPLES = 64
 
@@ -50,6 +50,7 @@ class CheckReport:
         file_bytes: size of all shards.
         fingerprint: identifies the bytes of all shards.
         tasks: one report per task that has labels, in the order of the task table.
+        facts: what the packing noted about the source as a whole.
         problems: what the packing left out.
     """
 
@@ -60,10 +61,11 @@ class CheckReport:
     file_bytes: int
     fingerprint: str
     tasks: tuple[TaskReport, ...]
+    facts: tuple[str, ...]
     problems: tuple[Problem, ...]
 
     def table(self) -> Table:
-        """Return the report for a terminal: one row per task, the shards as title, what was left out as caption."""
+        """Return the report for a terminal: one row per task, between the shards and what else is known of them."""
         table = Table(
             "task",
             *(Column(name, justify="right") for name in ("labels", "decoded", "known", "low", "mean", "high")),
@@ -71,7 +73,7 @@ class CheckReport:
                 f"{self.samples} samples of {self.size} x {self.size} pixels in {self.shards} shards, "
                 f"{self.file_bytes / 2**20:.1f} MiB\nchecksums good, fingerprint {self.fingerprint}"
             ),
-            caption=Text(_summary(self.problems)),  # Not markup: paths may hold brackets.
+            caption=Text("\n".join((*self.facts, *_summary(self.problems)))),  # Not markup: paths may hold brackets.
             caption_justify="left",
         )
         for row in self.tasks:
@@ -97,6 +99,7 @@ def check_shards(folder: Path) -> CheckReport:
         file_bytes=index.file_bytes,
         fingerprint=index.fingerprint,
         tasks=tuple(_report_task(index, spec) for spec in specs),
+        facts=read_facts(folder),
         problems=read_problems(folder),
     )
 
@@ -121,8 +124,8 @@ def _report_task(index: ShardIndex, spec: TaskSpec) -> TaskReport:
     )
 
 
-def _summary(problems: Sequence[Problem]) -> str:
+def _summary(problems: Sequence[Problem]) -> list[str]:
     """How many problems of which task, with the reason of the first one of each."""
     counts = Counter(problem.task or "whole samples" for problem in problems)
     first = {problem.task or "whole samples": problem for problem in reversed(problems)}
-    return "\n".join(f"left out: {count} of {task}, first: {first[task]}" for task, count in counts.most_common())
+    return [f"left out: {count} of {task}, first: {first[task]}" for task, count in counts.most_common()]

@@ -1,12 +1,13 @@
 """Arrays to bytes and back: the members of a shard.
 
-Images and dense labels are written as PNG (8 or 16 bit, lossless), vectors as npy; JPEG and WebP images and dense npy
-labels are read too. A PNG's depth is taken from its own header: image libraries reduce some 16-bit files to 8 bits
-without a word, and a label of the wrong depth would train a wrong model.
+Images are written as PNG, dense labels and masks as PNG (8 or 16 bit) or as byte planes (`data_pipeline.byte_planes`),
+vectors as npy, all without loss; JPEG and WebP images and dense npy labels are read too. A member's suffix tells its
+format, so the labels of one folder may be of several. A PNG's depth is taken from its own header: image libraries
+reduce some 16-bit files to 8 bits without a word, and a label of the wrong depth would train a wrong model.
 """
 
 import io
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -15,11 +16,16 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.tasks import Encoding, TaskSpec
+from data_pipeline import byte_planes
 from data_pipeline.sample import AnyArray
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
-LABEL_SUFFIXES = ("png", "npy")
+LABEL_SUFFIXES = ("png", "npy", byte_planes.SUFFIX)
 
+LabelCodec = Literal["png", "zstd"]
+"""How dense labels and masks are written: PNG, or byte planes compressed by Zstandard."""
+
+_SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *LABEL_SUFFIXES)))
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Channels per colour type, PNG specification (ISO/IEC 15948) table 11.1; type 3 is a palette.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -36,7 +42,7 @@ def encode_image(rgb: NDArray[np.uint8]) -> tuple[str, bytes]:
     return "png", _encode_png(rgb)
 
 
-def encode_mask(mask: NDArray[np.uint8]) -> tuple[str, bytes]:
+def encode_mask(mask: NDArray[np.uint8], codec: LabelCodec = "png") -> tuple[str, bytes]:
     """Encode an (H, W) uint8 mask (0 unknown, 255 known); return the suffix of its member and the bytes.
 
     Raises:
@@ -44,22 +50,23 @@ def encode_mask(mask: NDArray[np.uint8]) -> tuple[str, bytes]:
     """
     if mask.dtype != np.uint8 or mask.ndim != 2:
         raise UserError(f"mask_valid must be (H, W) uint8, not {mask.shape} {mask.dtype}")
-    return "png", _encode_png(mask)
+    return _encode_dense(mask, codec)
 
 
-def encode_label(spec: TaskSpec, array: AnyArray) -> tuple[str, bytes]:
+def encode_label(spec: TaskSpec, array: AnyArray, codec: LabelCodec = "png") -> tuple[str, bytes]:
     """Encode a label in its task's stored encoding without loss; return the suffix of its member and the bytes.
 
     Args:
         spec: the task.
         array: dense (H, W) or (H, W, C), vectors (C,); dtype as in `spec.encoding`.
+        codec: for dense labels.
 
     Raises:
         UserError: shape or dtype do not fit `spec.encoding`.
     """
     stored = _check_label(spec, array, f"label '{spec.name}'")
     if stored.dtype == np.uint8 or (stored.dtype == np.uint16 and stored.ndim == 2):
-        return "png", _encode_png(stored)
+        return _encode_dense(stored, codec)
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(stored), allow_pickle=False)
     return "npy", buffer.getvalue()
@@ -69,12 +76,12 @@ def decode_member(suffix: str, data: bytes, where: str) -> AnyArray:
     """Decode an image or array member.
 
     Args:
-        suffix: png, jpg, jpeg, webp or npy.
+        suffix: png, jpg, jpeg, webp, npy or plz.
         data: the member's bytes.
         where: shard, key and member, for messages.
 
     Returns:
-        (H, W) uint8 or uint16, (H, W, 3) uint8, or whatever array an npy holds.
+        (H, W) uint8 or uint16, (H, W, 3) uint8, or whatever array an npy or plz holds.
 
     Raises:
         UserError: the bytes are damaged, or the format is not one of these.
@@ -89,12 +96,14 @@ def decode_member(suffix: str, data: bytes, where: str) -> AnyArray:
                 return np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB"))
             case "npy":
                 return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+            case byte_planes.SUFFIX:
+                return byte_planes.decode_planes(data)
     except UserError:
         raise
     except Exception as error:  # Fed with damaged bytes, decoders raise anything, down to errors of Python's tokenizer.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where} is damaged ({reason}): restore the shard or pack it again") from None
-    raise UserError(f"{where} has an unknown format '{suffix}': use {', '.join((*IMAGE_SUFFIXES, 'npy'))}")
+    raise UserError(f"{where} has an unknown format '{suffix}': use {', '.join(_SUFFIXES)}")
 
 
 def decode_image(suffix: str, data: bytes, where: str) -> NDArray[np.uint8]:
@@ -114,7 +123,7 @@ def decode_label(spec: TaskSpec, suffix: str, data: bytes, where: str) -> AnyArr
 
     Args:
         spec: the task.
-        suffix: png or npy.
+        suffix: png, npy or plz.
         data: the member's bytes.
         where: shard, key and member, for messages.
 
@@ -125,7 +134,7 @@ def decode_label(spec: TaskSpec, suffix: str, data: bytes, where: str) -> AnyArr
         UserError: damaged bytes, wrong bit depth, wrong number of channels, or a lossy format.
     """
     if suffix not in LABEL_SUFFIXES:
-        raise UserError(f"{where} has format '{suffix}', but labels must be {' or '.join(LABEL_SUFFIXES)}")
+        raise UserError(f"{where} has format '{suffix}', but labels must be {', '.join(LABEL_SUFFIXES)}")
     return _check_label(spec, decode_member(suffix, data, where), where)
 
 
@@ -171,6 +180,12 @@ def _expected(spec: TaskSpec, encoding: Encoding) -> str:
     if not spec.dense:
         return f"{encoding.dtype} of shape ({encoding.channels},)"
     return f"{encoding.dtype} of shape (H, W{f', {encoding.channels}' if encoding.channels > 1 else ''})"
+
+
+def _encode_dense(array: AnyArray, codec: LabelCodec) -> tuple[str, bytes]:
+    if codec == "zstd":
+        return byte_planes.SUFFIX, byte_planes.encode_planes(array)
+    return "png", _encode_png(array)
 
 
 def _encode_png(array: NDArray[Any]) -> bytes:

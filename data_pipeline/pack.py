@@ -18,7 +18,7 @@ from pathlib import Path
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.tasks import get_task
-from data_pipeline.codecs import encode_label
+from data_pipeline.codecs import LabelCodec, encode_label
 from data_pipeline.processes import run_in_processes
 from data_pipeline.sample import Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, write_index
@@ -60,18 +60,22 @@ def pack(
     *,
     workers: int = 1,
     samples_per_shard: int = 256,
+    label_codec: LabelCodec = "png",
+    facts: Sequence[str] = (),
     strict: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> PackReport:
     """Write all samples of `source` into shards, an index and a list of problems; continue what an earlier call began.
 
-    A finished folder of the same source and `samples_per_shard` is left as it is.
+    A finished folder of the same source and options is left as it is.
 
     Args:
         source: the samples.
         out: folder to fill; made if missing. It must be empty, or hold an earlier call's work on the same source.
         workers: processes; 1 packs in this one.
         samples_per_shard: upper bound; the samples are spread evenly over the fewest shards.
+        label_codec: how dense labels and masks are stored.
+        facts: lines about the source as a whole, which `data_pipeline.check` shows again.
         strict: raise at the first problem instead of listing it.
         on_progress: called after every sample with the number of samples done so far, those of finished shards
             included.
@@ -89,7 +93,7 @@ def pack(
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give another one") from None
     with _space_explained(out), _locked(out):
-        job = _Job(source, out, samples_per_shard, strict)
+        job = _Job(source, out, samples_per_shard, label_codec, tuple(facts), strict)
         _claim_folder(job)
         if not (out / INDEX_FILE).is_file():
             _write_missing_shards(job, workers, on_progress)
@@ -113,12 +117,16 @@ class _Job:
         source: the samples.
         out: folder of the shards.
         samples_per_shard: upper bound.
+        label_codec: how dense labels and masks are stored.
+        facts: lines about the source.
         strict: raise at the first problem.
     """
 
     source: Source
     out: Path
     samples_per_shard: int
+    label_codec: LabelCodec
+    facts: tuple[str, ...]
     strict: bool
 
     @property
@@ -174,7 +182,7 @@ class _Job:
     def _write_shard(self, path: Path, samples: Iterable[Sample], problems: list[Problem]) -> ShardEntry | None:
         """Write the samples; None, and no file, if nothing can be written."""
         try:
-            with ShardWriter(path) as writer:
+            with ShardWriter(path, self.label_codec) as writer:
                 if not sum([self._write_sample(writer, sample, problems) for sample in samples]):
                     raise _NothingWrittenError
         except _NothingWrittenError:
@@ -231,7 +239,13 @@ def _claim_folder(job: _Job) -> None:
     """
     path = job.out / JOB_FILE
     wanted = json.dumps(
-        {"source": job.source.name, "samples": len(job.source), "samples_per_shard": job.samples_per_shard}
+        {
+            "source": job.source.name,
+            "samples": len(job.source),
+            "samples_per_shard": job.samples_per_shard,
+            "label_codec": job.label_codec,
+            "facts": job.facts,
+        }
     )
     if path.is_file():
         if (found := path.read_text(encoding="utf-8", errors="replace")) != wanted:

@@ -16,7 +16,7 @@ import webdataset
 from configs.atomic import atomic_path, sync_folder
 from configs.errors import UserError
 from configs.tasks import TASKS, get_task
-from data_pipeline.codecs import encode_image, encode_label, encode_mask
+from data_pipeline.codecs import LabelCodec, encode_image, encode_label, encode_mask
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index
 from data_pipeline.sample import AnyArray, Sample
@@ -37,9 +37,15 @@ class ShardWriter:
         path: the shard, `<name>.tar`.
     """
 
-    def __init__(self, path: Path) -> None:
-        """`path`: the shard to write; its folder must exist."""
+    def __init__(self, path: Path, label_codec: LabelCodec = "png") -> None:
+        """Prepare to write.
+
+        Args:
+            path: the shard; its folder must exist.
+            label_codec: how dense labels and masks are stored.
+        """
         self.path = path
+        self._label_codec = label_codec
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._entry: ShardEntry | None = None
         self._side = 0
@@ -91,9 +97,11 @@ class ShardWriter:
             raise UserError(f"sample key '{sample.key}' may hold letters, digits, '_', '-' and '/' only: rename it")
         try:
             encoded = {IMAGE_FIELD: encode_image(sample.rgb)}
-            encoded |= {task: encode_label(get_task(task), label) for task, label in sample.labels.items()}
+            encoded |= {
+                task: encode_label(get_task(task), label, self._label_codec) for task, label in sample.labels.items()
+            }
             if sample.mask_valid is not None:
-                encoded[MASK_FIELD] = encode_mask(sample.mask_valid)
+                encoded[MASK_FIELD] = encode_mask(sample.mask_valid, self._label_codec)
         except UserError as error:
             raise UserError(f"sample {sample.key}: {error}") from None
         self._check_sizes(sample)

@@ -83,3 +83,18 @@ def read_problems(folder: Path) -> tuple[Problem, ...]:
         return tuple(Problem(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
     except (ValueError, TypeError):
         raise UserError(f"{path} is damaged: restore it, or delete {folder} and pack the data again") from None
+
+
+def read_facts(folder: Path) -> tuple[str, ...]:
+    """Return what the packing of `folder` noted about its source as a whole; empty for shards from elsewhere.
+
+    Raises:
+        UserError: the file was damaged.
+    """
+    path = folder / JOB_FILE
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(str(fact) for fact in json.loads(path.read_text(encoding="utf-8")).get("facts", ()))
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: restore it, or delete {folder} and pack the data again") from None

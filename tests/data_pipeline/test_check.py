@@ -74,6 +74,18 @@ def test_problems_are_printed_as_they_are(tmp_path: Path) -> None:
     assert "sample k, normal, [raw]/[/b].png: empty" in printed(check_shards(tmp_path))
 
 
+def test_facts_of_the_packing_are_shown(tmp_path: Path) -> None:
+    pack(RandomSource(1), tmp_path, facts=["25 [buildings] listed", "20 found"])
+    assert check_shards(tmp_path).facts == ("25 [buildings] listed", "20 found")
+    lines = [line.strip() for line in printed(check_shards(tmp_path)).splitlines()]
+    assert lines[-2:] == ["25 [buildings] listed", "20 found"]
+    (tmp_path / "pack.json").write_text("[]")
+    with pytest.raises(UserError, match=r"pack\.json is damaged"):
+        check_shards(tmp_path)
+    (tmp_path / "pack.json").unlink()
+    assert check_shards(tmp_path).facts == ()
+
+
 def test_a_folder_without_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no shards"):
         check_shards(tmp_path)

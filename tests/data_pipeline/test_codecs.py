@@ -14,6 +14,7 @@ from PIL import Image
 from configs.errors import UserError
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.codecs import (
+    LabelCodec,
     decode_image,
     decode_label,
     decode_member,
@@ -23,6 +24,7 @@ from data_pipeline.codecs import (
     image_shape,
 )
 
+CODECS: tuple[LabelCodec, ...] = ("png", "zstd")
 WHERE = "shard s.tar, sample k, member x"
 
 
@@ -36,11 +38,18 @@ def random_label(spec: TaskSpec, height: int, width: int, seed: int) -> NDArray[
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(TASKS)), st.integers(1, 17), st.integers(1, 17), st.integers(0, 2**32))
-def test_labels_survive_exactly(task: str, height: int, width: int, seed: int) -> None:
+@given(
+    st.sampled_from(sorted(TASKS)),
+    st.sampled_from(CODECS),
+    st.integers(1, 17),
+    st.integers(1, 17),
+    st.integers(0, 2**32),
+)
+def test_labels_survive_exactly(task: str, codec: LabelCodec, height: int, width: int, seed: int) -> None:
     spec = TASKS[task]
     label = random_label(spec, height, width, seed)
-    suffix, data = encode_label(spec, label)
+    suffix, data = encode_label(spec, label, codec)
+    assert suffix == ({"png": "png", "zstd": "plz"}[codec] if spec.dense else "npy")
     again = decode_label(spec, suffix, data, WHERE)
     assert again.dtype == label.dtype
     np.testing.assert_array_equal(again, label)
@@ -53,7 +62,8 @@ def test_image_and_mask_survive_exactly() -> None:
     np.testing.assert_array_equal(decode_image(suffix, data, WHERE), rgb)
     assert image_shape(suffix, data, WHERE) == (9, 7)
     mask = np.array([[0, 255], [255, 0]], np.uint8)
-    np.testing.assert_array_equal(decode_member(*encode_mask(mask), WHERE), mask)
+    for codec in CODECS:
+        np.testing.assert_array_equal(decode_member(*encode_mask(mask, codec), WHERE), mask)
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])
@@ -108,7 +118,7 @@ def test_vectors_of_another_length_are_refused() -> None:
         encode_label(TASKS["class_scene"], np.zeros((1, 365), np.float32))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "npy"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "npy", "plz"])
 def test_damaged_bytes_name_the_place(suffix: str) -> None:
     with pytest.raises(UserError, match=WHERE):
         decode_member(suffix, b"not what it says it is at all....", WHERE)
@@ -123,9 +133,9 @@ def test_a_cut_image_is_damaged(kind: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["depth_zbuffer", "normal", "class_scene"]), st.data())
-def test_no_damage_escapes_as_another_error(task: str, data: st.DataObject) -> None:
-    suffix, whole = encode_label(TASKS[task], random_label(TASKS[task], 6, 5, 0))
+@given(st.sampled_from(["depth_zbuffer", "normal", "class_scene"]), st.sampled_from(CODECS), st.data())
+def test_no_damage_escapes_as_another_error(task: str, codec: LabelCodec, data: st.DataObject) -> None:
+    suffix, whole = encode_label(TASKS[task], random_label(TASKS[task], 6, 5, 0), codec)
     damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
     for _ in range(data.draw(st.integers(0, 3))):
         if damaged:
@@ -135,7 +145,7 @@ def test_no_damage_escapes_as_another_error(task: str, data: st.DataObject) -> N
 
 
 def test_lossy_labels_and_unknown_formats_are_refused() -> None:
-    with pytest.raises(UserError, match="labels must be png or npy"):
+    with pytest.raises(UserError, match="labels must be png, npy, plz"):
         decode_label(TASKS["normal"], "jpg", b"", WHERE)
     with pytest.raises(UserError, match="unknown format 'gif'"):
         decode_member("gif", b"", WHERE)

@@ -9,9 +9,13 @@ import pytest
 
 from configs.errors import UserError
 from configs.tasks import TASKS
+from data_pipeline.check import check_shards
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
+from data_pipeline.plan import Slot
+from data_pipeline.reading import read_batch
 from data_pipeline.shards import build_index
+from data_pipeline.show import contact_sheet
 from data_pipeline.source import Problem, read_problems
 from tests.data_pipeline.children import await_no_process, can_mount, run_with_mounts, start_script
 from tests.data_pipeline.sources import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
@@ -38,6 +42,27 @@ def test_what_is_packed_reads_back(tmp_path: Path) -> None:
     assert sorted(path.name for path in index.folder.iterdir()) == [
         "index.json", "pack.json", "problems.jsonl", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
     ]  # fmt: skip
+
+
+def test_byte_planes_hold_the_same_labels_as_png(tmp_path: Path) -> None:
+    pack(RandomSource(5), tmp_path / "png")
+    pack(RandomSource(5), tmp_path / "zstd", label_codec="zstd")
+    png, zstd = (ShardIndex.load(tmp_path / name) for name in ("png", "zstd"))
+    for member, suffix in (("depth_zbuffer", "plz"), ("normal", "plz"), ("mask_valid", "plz"), ("class_scene", "npy")):
+        assert zstd.suffix(0, member) == suffix
+    slots = [Slot(sample, (0, 1, 2), 0) for sample in range(5)]
+    specs = [TASKS[name] for name in ("depth_zbuffer", "normal", "class_scene")]
+    batches = [read_batch(index, specs, slots, np.full(3, 5), None) for index in (png, zstd)]
+    for name in ("depth_zbuffer", "normal", "class_scene"):
+        assert batches[0].labels[name].equal(batches[1].labels[name])
+    assert batches[0].mask_valid.equal(batches[1].mask_valid)
+    assert not batches[0].mask_valid.all()
+    for before, after in zip(check_shards(png.folder).tasks, check_shards(zstd.folder).tasks, strict=True):
+        assert (after.task, after.labels, after.known) == (before.task, before.labels, before.known)
+        assert after.mean == pytest.approx(before.mean, rel=1e-5)
+    for index in (png, zstd):
+        contact_sheet(index, specs, 3, tmp_path / f"{index.folder.name}.png")
+    assert (tmp_path / "png.png").read_bytes() == (tmp_path / "zstd.png").read_bytes()
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
@@ -117,6 +142,8 @@ def test_another_packing_or_foreign_shards_are_not_mixed(tmp_path: Path) -> None
     pack(RandomSource(5), tmp_path / "a")
     with pytest.raises(UserError, match=r"random-5.*random-6"):
         pack(RandomSource(6), tmp_path / "a")
+    with pytest.raises(UserError, match=r'"png".* not of .*"zstd"'):
+        pack(RandomSource(5), tmp_path / "a", label_codec="zstd")
     (tmp_path / "a" / "pack.json").write_text("?")
     with pytest.raises(UserError, match=r"holds a packing of \?, not of .*random-5"):
         pack(RandomSource(5), tmp_path / "a")
