@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -55,6 +55,28 @@ def taskonomy(
     from data_pipeline.taskonomy import TaskonomySource
 
     source = TaskonomySource(raw, size=size, tasks=resolve_tasks(_split(tasks)))
+    pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, strict=strict)
+
+
+@pack_app.command("pascal-context")
+def pascal_context(
+    raw: Annotated[Path, typer.Argument(help="PASCAL_MT: holds JPEGImages and ImageSets.", show_default=False)],
+    out: Out,
+    split: Annotated[Literal["train", "val"], typer.Option(help="Official list of images.", show_default=False)],
+    size: Annotated[int, typer.Option(min=16, help="Side in pixels of the stored images.")] = 512,
+    tasks: Annotated[str, typer.Option(help="Tasks or groups, separated by commas.")] = "pascal_context",
+    workers: Workers = 2,
+    samples_per_shard: PerShard = 250,
+    strict: Strict = False,
+) -> None:
+    """Convert PASCAL-Context: five tasks of one split, images scaled to squares, partial labels kept."""
+    from configs.errors import UserError
+    from configs.tasks import resolve_tasks
+    from data_pipeline.pascal_context import PascalContextSource
+
+    if out.resolve().is_relative_to(raw.resolve()):
+        raise UserError(f"{out} lies in {raw}, which stays as it is: give a folder elsewhere")
+    source = PascalContextSource(raw, split, size=size, tasks=resolve_tasks(_split(tasks)))
     pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, strict=strict)
 
 
