@@ -184,7 +184,10 @@ def _expected(spec: TaskSpec, encoding: Encoding) -> str:
 
 def _encode_dense(array: AnyArray, codec: LabelCodec) -> tuple[str, bytes]:
     if codec == "zstd":
-        return byte_planes.SUFFIX, byte_planes.encode_planes(array)
+        try:
+            return byte_planes.SUFFIX, byte_planes.encode_planes(array)
+        except ValueError as error:
+            raise UserError(f"{error}: store it as png") from None
     return "png", _encode_png(array)
 
 

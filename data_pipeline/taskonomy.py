@@ -13,6 +13,7 @@ resampled to one size.
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.source import PartialSample, Problem
 from data_pipeline.squares import square_mean, square_nearest
+from data_pipeline.taskonomy_classes import SELECTED, select_classes
 from data_pipeline.taskonomy_files import RawFile, View, find_views
+from data_pipeline.taskonomy_splits import Split
 
 _TASKS = GROUPS["taskonomy"]
 _DEPTHS = ("depth_zbuffer", "depth_euclidean")
@@ -36,26 +39,36 @@ class TaskonomySource:
 
     `source[i]` raises `PartialSample` for a view with files that cannot be used: damaged, empty, given twice, or of a
     wrong bit depth or shape; the rest is in its `sample`, which is None for a view without an image. Files that belong
-    to no view come last, as samples of which nothing can be used.
+    to no view come last, and then the split's buildings that are not there, as samples of which nothing can be used.
 
     `mask_valid` is the domain of that name where a view has it, else the pixels to which a depth label gives a depth
     (code 65535 means none), else there is no mask.
 
     Attributes:
-        name: identifies the content: views, domains, tasks and size.
+        name: identifies the content: views, domains, tasks, size and split.
+        facts: lines on what of the dataset is taken: the split, the classes; none where it is all.
     """
 
-    def __init__(self, root: Path, size: int, tasks: Sequence[TaskSpec]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        size: int,
+        tasks: Sequence[TaskSpec],
+        split: Split | None = None,
+        classes: Literal["all", "selected"] = "all",
+    ) -> None:
         """Find the views; no image is opened yet.
 
         Args:
             root: folder that holds the domains' folders or tars.
             size: side of the square samples in pixels.
             tasks: labels to take.
+            split: take the buildings of its part only; None: all that are there.
+            classes: whether labels of classes keep those that Taskonomy selects only (`taskonomy_classes`).
 
         Raises:
-            UserError: no such folder, nothing of a known layout in it, no image, a damaged tar, a task of another
-                dataset, or a size below 1.
+            UserError: no such folder, nothing of a known layout in it, no building of the split, no image, a damaged
+                tar, a task of another dataset, or a size below 1.
         """
         if size < 1:
             raise UserError(f"size {size}: give the side of the samples in pixels, 1 or more")
@@ -63,18 +76,26 @@ class TaskonomySource:
             raise UserError(f"task '{foreign[0]}' is not of Taskonomy: choose from {', '.join(_TASKS)}")
         self._size = size
         self._tasks = {spec.name: spec for spec in tasks}
-        self._views, self._strays = find_views(root, ("rgb", "mask_valid", *_TASKS))
-        content = (size, list(self._tasks), [(view.key, sorted(view.files)) for view in self._views])
-        self.name = f"taskonomy-{size}px-{len(tasks)}tasks-{hashlib.sha256(repr(content).encode()).hexdigest()[:16]}"
+        found = find_views(root, ("rgb", "mask_valid", *_TASKS), None if split is None else frozenset(split.buildings))
+        self._views, self._strays = found.views, found.strays
+        self._missing = () if split is None else split.missing(found.buildings)
+        self._selected = [name for name in SELECTED if name in self._tasks and classes == "selected"]
+        self.facts = () if split is None else split.facts(found.buildings)
+        self.facts += tuple(
+            f"{name}: {len(SELECTED[name])} of {self._tasks[name].channels} classes" for name in self._selected
+        )
+        files = [(view.key, sorted(view.files)) for view in self._views]
+        content = (size, list(self._tasks), files, self._missing, self._selected)
+        part = "" if split is None else f"{split.name}-{split.part}-"
+        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+        self.name = f"taskonomy-{part}{size}px-{len(tasks)}tasks-{digest}"
 
     def __len__(self) -> int:
-        return len(self._views) + len(self._strays)
+        return len(self._views) + len(self._strays) + len(self._missing)
 
     def __getitem__(self, index: int) -> Sample:
         if index >= len(self._views):
-            path = self._strays[index - len(self._views)].where
-            reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
-            raise PartialSample([Problem(PurePath(path).name, "", reason, path)], None)
+            raise PartialSample([self._unusable(index - len(self._views))], None)
         view = self._views[index]
         problems: list[Problem] = []
         reason = f"the view has no rgb image, but {', '.join(sorted(view.files))}"
@@ -104,6 +125,15 @@ class TaskonomySource:
             raise PartialSample(problems, sample)
         return sample
 
+    def _unusable(self, number: int) -> Problem:
+        """What is no view: the stray files, then the missing buildings."""
+        if number < len(self._strays):
+            path = self._strays[number].where
+            reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
+            return Problem(PurePath(path).name, "", reason, path)
+        building = self._missing[number - len(self._strays)]
+        return Problem(building, "", "the split lists this building, but the source folder has no file of it")
+
     def _labels(
         self, view: View, rgb: NDArray[np.uint8], mask: NDArray[np.bool_] | None, problems: list[Problem]
     ) -> dict[str, AnyArray]:
@@ -118,7 +148,8 @@ class TaskonomySource:
 
     def _label(self, spec: TaskSpec, file: RawFile, rgb: NDArray[np.uint8], mask: NDArray[np.bool_] | None) -> AnyArray:
         if not spec.dense:
-            return _read_vector(spec, file)
+            vector = _read_vector(spec, file)
+            return select_classes(spec, vector) if spec.name in self._selected else vector
         label = decode_label(spec, file.suffix, file.read(), "the file")
         _check_aspect(label, rgb)
         if spec.interpolation == "bilinear":

@@ -6,7 +6,7 @@ Only names are read, and the headers of tars; a full Taskonomy is 4.6 million vi
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -88,35 +88,60 @@ class View:
         return f"{building}/point_{self.point}_view_{self.view}".lstrip("/")
 
 
-def find_views(root: Path, domains: Sequence[str]) -> tuple[list[View], list[RawFile]]:
+@dataclass(frozen=True)
+class Found:
+    """What lies under a folder.
+
+    Attributes:
+        views: by building, point and view.
+        strays: files of the domains whose names tell no view, hidden ones aside.
+        buildings: names of all buildings with a file or tar of a domain, wanted or not; without the folders above them.
+    """
+
+    views: list[View]
+    strays: list[RawFile]
+    buildings: frozenset[str]
+
+
+def find_views(root: Path, domains: Sequence[str], only: Set[str] | None = None) -> Found:
     """Find the views under `root` that have a file of one of `domains`.
 
-    Returns:
-        The views by building, point and view; and the files of the domains whose names tell no view, hidden ones
-        aside.
+    Args:
+        root: folder to search.
+        domains: which files to look for.
+        only: names of the buildings to look into; None: all.
 
     Raises:
-        UserError: no such folder, one that cannot be read, no file of a known domain, no image at all, a damaged tar,
-            or two buildings whose names become the same key.
+        UserError: no such folder, one that cannot be read, no file of a known domain, none of the wanted buildings, no
+            image at all, a damaged tar, or two buildings whose names become the same key.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the one that holds rgb, depth_zbuffer and the like")
     views: dict[tuple[str, int, int], View] = {}
     strays = []
     found = set()
-    for building, domain, name, file in _raw_files(root, domains):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            if not name.startswith("."):
-                strays.append(file)
+    buildings = set()
+    for building, domain, path in _raw_paths(root, domains):
+        buildings.add(_last_part(building))
+        if only is not None and _last_part(building) not in only:
             continue
-        found.add(domain)
-        identity = (building, int(match[1]), int(match[2]))
-        view = views.setdefault(identity, View(*identity))
-        if domain in view.files:
-            view.repeated.append((domain, file))
-        else:
-            view.files[domain] = file
+        for name, file in _raw_files(path):
+            match = _NAME.fullmatch(name)
+            if match is None:
+                if not name.startswith("."):
+                    strays.append(file)
+                continue
+            found.add(domain)
+            identity = (building, int(match[1]), int(match[2]))
+            view = views.setdefault(identity, View(*identity))
+            if domain in view.files:
+                view.repeated.append((domain, file))
+            else:
+                view.files[domain] = file
+    if only is not None and buildings and not buildings & only:
+        raise UserError(
+            f"{root} holds none of the {len(only)} buildings wanted ({_some(only)}): it holds {_some(buildings)}"
+        )
     if "rgb" not in found:
         here = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
         raise UserError(
@@ -124,7 +149,17 @@ def find_views(root: Path, domains: Sequence[str]) -> tuple[list[View], list[Raw
             f"folders or tars named {', '.join(domains)}; it holds {here}"
         )
     _check_keys(views.values())
-    return [views[identity] for identity in sorted(views)], strays
+    return Found([views[identity] for identity in sorted(views)], strays, frozenset(buildings))
+
+
+def _last_part(building: str) -> str:
+    return building.rpartition("/")[2]
+
+
+def _some(buildings: Iterable[str]) -> str:
+    """Name a few buildings; a folder without any has files of a building without a name."""
+    names = sorted(name or "files of no named building" for name in buildings)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _check_keys(views: Iterable[View]) -> None:
@@ -136,8 +171,8 @@ def _check_keys(views: Iterable[View]) -> None:
             )
 
 
-def _raw_files(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, str, RawFile]]:
-    """Yield (building, domain, file name, file) in the order of paths; a tar counts as a folder."""
+def _raw_paths(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (building, domain, path of a file or tar) in the order of paths."""
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_unreadable):
         subfolders.sort()
         folders = Path(folder).relative_to(root).parts
@@ -148,10 +183,18 @@ def _raw_files(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, s
                 # The folders inside repeat the domain, so the tar's own name is all that matters.
                 of_tar = _split_folders((*folders, name.removesuffix(".tar")), domains)
                 if of_tar is not None:
-                    for member, offset, size in _tar_members(path):
-                        yield *of_tar, PurePosixPath(member).name, RawFile(path, member, offset, size)
+                    yield *of_tar, path
             elif place is not None:
-                yield *place, name, RawFile(path)
+                yield *place, path
+
+
+def _raw_files(path: str) -> Iterator[tuple[str, RawFile]]:
+    """Yield (file name, file): the file at `path`, or all of a tar, which counts as a folder."""
+    if path.endswith(".tar"):
+        for member, offset, size in _tar_members(path):
+            yield PurePosixPath(member).name, RawFile(path, member, offset, size)
+    else:
+        yield os.path.basename(path), RawFile(path)
 
 
 def _refuse_unreadable(error: OSError) -> None:

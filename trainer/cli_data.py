@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from data_pipeline.pack import PackReport, Source
+    from data_pipeline.taskonomy_splits import Split
 
 app = typer.Typer(no_args_is_help=True, help="Make, pack, check and show WebDataset shards.")
 pack_app = typer.Typer(no_args_is_help=True, help="Convert an official dataset to shards.")
@@ -20,6 +23,9 @@ Out = Annotated[Path, typer.Argument(help="Folder that receives the shards and i
 Shards = Annotated[Path, typer.Argument(help="Folder of shards with index.json.", show_default=False)]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 PerShard = Annotated[int, typer.Option("--samples-per-shard", min=1, help="At most so many samples in one shard.")]
+LabelCodec = Annotated[
+    Literal["png", "zstd"], typer.Option(help="Dense labels as PNG, or as Zstandard byte planes: faster to read.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad label or view instead of listing it.")]
 
 
@@ -31,31 +37,63 @@ def rooms(
     seed: Annotated[int, typer.Option(min=0, help="Rooms are a function of (seed, index, size).")] = 0,
     workers: Workers = 2,
     samples_per_shard: PerShard = 128,
+    label_codec: LabelCodec = "png",
 ) -> None:
     """Make procedural rooms with labels of all 18 tasks."""
     from data_pipeline.rooms.source import RoomsSource
 
-    pack_with_progress(
-        RoomsSource(images=images, size=size, seed=seed), out, workers=workers, samples_per_shard=samples_per_shard
-    )
+    source = RoomsSource(images=images, size=size, seed=seed)
+    pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, label_codec=label_codec)
 
 
 @pack_app.command()
 def taskonomy(
     raw: Annotated[Path, typer.Argument(help="Folder in any of the three layouts of Taskonomy.", show_default=False)],
     out: Out,
+    split: Annotated[
+        Literal["tiny", "medium", "full", "fullplus"] | None,
+        typer.Option(help="Official split; default: all buildings.", show_default=False),
+    ] = None,
+    part: Annotated[
+        Literal["train", "val", "test"] | None,
+        typer.Option(help="Part of the split; default: train.", show_default=False),
+    ] = None,
+    split_csv: Annotated[
+        Path | None,
+        typer.Option(help="The split's file; default: train_val_test_SPLIT.csv in RAW.", show_default=False),
+    ] = None,
+    classes: Annotated[
+        Literal["all", "selected"],
+        typer.Option(help="Class labels over all classes, or over the 100 objects and 63 scenes found indoors."),
+    ] = "all",
     size: Annotated[int, typer.Option(min=16, help="Side in pixels of the stored images.")] = 256,
     tasks: Annotated[str, typer.Option(help="Tasks or groups, separated by commas.")] = "taskonomy",
     workers: Workers = 2,
     samples_per_shard: PerShard = 1000,
+    label_codec: LabelCodec = "png",
     strict: Strict = False,
 ) -> None:
     """Convert Taskonomy or omnidata: samples joined by (building, point, view), partial labels kept."""
+    from configs.errors import UserError
     from configs.tasks import resolve_tasks
     from data_pipeline.taskonomy import TaskonomySource
+    from data_pipeline.taskonomy_splits import find_split_file, read_split
 
-    source = TaskonomySource(raw, size=size, tasks=resolve_tasks(_split(tasks)))
-    pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, strict=strict)
+    official: Split | None = None
+    if split is not None:
+        official = read_split(split_csv or find_split_file(raw, split), split, part or "train")
+    elif part or split_csv:
+        raise UserError("--part and --split-csv say which part of which file: give --split too, such as --split tiny")
+    source = TaskonomySource(raw, size=size, tasks=resolve_tasks(_split(tasks)), split=official, classes=classes)
+    pack_with_progress(
+        source,
+        out,
+        workers=workers,
+        samples_per_shard=samples_per_shard,
+        label_codec=label_codec,
+        facts=source.facts,
+        strict=strict,
+    )
 
 
 @pack_app.command("pascal-context")
@@ -119,9 +157,16 @@ def show(
 
 
 def pack_with_progress(
-    source: Source, out: Path, *, workers: int, samples_per_shard: int, strict: bool = False
+    source: Source,
+    out: Path,
+    *,
+    workers: int,
+    samples_per_shard: int,
+    label_codec: Literal["png", "zstd"] = "png",
+    facts: Sequence[str] = (),
+    strict: bool = False,
 ) -> PackReport:
-    """Pack `source` into `out` with a progress bar, and say what was written and what was left out.
+    """Pack `source` into `out` with a progress bar, and say what was written, of what, and what was left out.
 
     Raises:
         UserError: see `data_pipeline.pack.pack`.
@@ -138,11 +183,15 @@ def pack_with_progress(
             out,
             workers=workers,
             samples_per_shard=samples_per_shard,
+            label_codec=label_codec,
+            facts=facts,
             strict=strict,
             on_progress=lambda done: progress.update(bar, completed=done),
         )
         progress.update(bar, completed=len(source))
     _say(console, f"{out}: {report.samples} samples in {report.shards} shards")
+    for fact in facts:
+        _say(console, fact)
     if report.problems:
         _say(
             console,

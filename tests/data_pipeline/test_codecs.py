@@ -158,3 +158,8 @@ def test_wrong_images_are_refused() -> None:
         encode_image(np.zeros((4, 4), np.uint8))
     with pytest.raises(UserError, match=r"\(H, W\) uint8"):
         encode_mask(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_an_array_too_large_for_byte_planes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"byte planes hold 1 to 134217728 bytes.*store it as png"):
+        encode_label(TASKS["semseg"], np.broadcast_to(np.uint8(0), (16385, 8192)), "zstd")

@@ -13,10 +13,12 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.tasks import TASKS, resolve_tasks
+from data_pipeline.check import check_shards
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
 from data_pipeline.source import PartialSample
 from data_pipeline.taskonomy import TaskonomySource
+from data_pipeline.taskonomy_splits import PartName, Split
 
 ALL = resolve_tasks("taskonomy")
 DEPTH_AND_SCENE = resolve_tasks(["depth_zbuffer", "class_scene"])
@@ -106,6 +108,66 @@ def test_a_cut_tar_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(UserError, match=r"allensville_rgb\.tar.*cut off"):
         TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE)
+
+
+def test_a_split_takes_its_part_alone_and_names_what_is_missing(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for building in ("hanson", "merom", "corozal"):
+        for layout in ("components", "buildings"):
+            for domain, place in LAYOUTS[layout].items():
+                name = f"point_1_view_{int(layout == 'buildings')}_domain_{domain}.png"
+                if domain == "rgb":
+                    write(raw / place.replace("allensville", building).format(name), rgb())
+    with tarfile.open(raw / "ihlen_rgb.tar", "w") as tar:
+        tar.add(raw / "rgb" / "merom", "rgb")
+    parts: dict[PartName, tuple[str, ...]] = {
+        "train": ("merom", "ihlen", "pinesdale"),
+        "val": ("corozal", "darden"),
+        "test": ("hanson",),
+    }
+    source = TaskonomySource(raw, 12, DEPTH_AND_SCENE, split=Split("tiny", "train", parts))
+    report = pack(source, tmp_path / "out", facts=source.facts)
+    keys = ShardIndex.load(tmp_path / "out").keys
+    assert keys == ("ihlen/point_1_view_1", "merom/point_1_view_1", "taskonomy/merom/point_1_view_0")
+    (problem,) = report.problems
+    assert (problem.key, problem.task) == ("pinesdale", "")
+    assert "no file of it" in problem.reason
+    facts = check_shards(tmp_path / "out").facts
+    assert facts == source.facts
+    for line in ("train: 3 buildings listed (published: 25), 2 of", "val: 2 buildings listed (published: 5), 1 of"):
+        assert any(fact.startswith(line) for fact in facts)
+    assert TaskonomySource(raw, 12, DEPTH_AND_SCENE, split=Split("tiny", "val", parts)).name != source.name
+
+
+def test_a_cut_tar_of_another_part_is_not_opened(tmp_path: Path) -> None:
+    write_view(tmp_path, "buildings", 1, 0)
+    (tmp_path / "hanson_rgb.tar").write_bytes(b"cut")
+    parts: dict[PartName, tuple[str, ...]] = {"train": ("allensville",), "val": ("hanson",), "test": ()}
+    assert len(TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE, split=Split("tiny", "train", parts))) == 1
+    with pytest.raises(UserError, match=r"hanson_rgb\.tar.*cut off"):
+        TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE, split=Split("tiny", "val", parts))
+
+
+def test_a_folder_with_no_building_of_the_part(tmp_path: Path) -> None:
+    parts: dict[PartName, tuple[str, ...]] = {"train": ("hanson",), "val": (), "test": ()}
+    write_view(tmp_path / "other", "buildings", 1, 0)
+    with pytest.raises(UserError, match=r"none of the 1 buildings wanted \(hanson\): it holds allensville"):
+        TaskonomySource(tmp_path / "other", 12, DEPTH_AND_SCENE, split=Split("tiny", "train", parts))
+    write_view(tmp_path / "one", "one building", 1, 0)
+    with pytest.raises(UserError, match="files of no named building"):
+        TaskonomySource(tmp_path / "one", 12, DEPTH_AND_SCENE, split=Split("tiny", "train", parts))
+
+
+def test_selected_classes_are_a_choice(tmp_path: Path) -> None:
+    write_view(tmp_path, "buildings", 1, 0)
+    full, selected = (
+        TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE, classes=classes) for classes in ("all", "selected")
+    )
+    assert np.count_nonzero(full[0].labels["class_scene"]) == 365
+    assert np.count_nonzero(selected[0].labels["class_scene"]) == 63
+    np.testing.assert_allclose(selected[0].labels["class_scene"].sum(), 1.0, rtol=1e-6)
+    assert (full.facts, selected.facts) == ((), ("class_scene: 63 of 365 classes",))
+    assert full.name != selected.name
 
 
 def test_views_are_joined_by_number_not_by_order(tmp_path: Path) -> None:

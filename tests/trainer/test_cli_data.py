@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from configs.errors import UserError
 from data_pipeline.index import ShardIndex
 from tests.data_pipeline.sources import FaultySource
 from trainer.cli_data import app, pack_with_progress
@@ -38,3 +41,33 @@ def test_make_check_index_and_show(tmp_path: Path) -> None:
     (folder / "pack.json").unlink()
     (folder / "index.json").unlink()
     assert run("index", folder) == f"{folder}: 3 samples indexed\n"
+
+
+def test_rooms_as_byte_planes(tmp_path: Path) -> None:
+    run("rooms", tmp_path, "--images", "1", "--size", "32", "--workers", "1", "--label-codec", "zstd")
+    assert ShardIndex.load(tmp_path).suffix(0, "normal") == "plz"
+
+
+def test_an_official_split_of_taskonomy(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for domain, dtype, shape in (("rgb", np.uint8, (16, 16, 3)), ("depth_zbuffer", np.uint16, (16, 16))):
+        path = raw / domain / "allensville" / f"point_1_view_0_domain_{domain}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros(shape, dtype)).save(path)
+    table = tmp_path / "mine.csv"
+    table.write_bytes(b"id,train,val,test\rallensville,1,0,0\rhanson,1,0,0\rmerom,0,1,0")
+    options = ("--size", "16", "--workers", "1", "--split-csv", str(table))
+    chosen = ("--split", "tiny", "--label-codec", "zstd", "--classes", "selected")
+    text = run("pack", "taskonomy", raw, out, *options, *chosen)
+    assert "1 samples in 1 shards\nofficial split tiny, part train\ntrain: 2 buildings listed (published: 25)" in text
+    assert "left out: 1 labels or samples" in text
+    assert "hanson" in text
+    index = ShardIndex.load(out)
+    assert index.suffix(0, "depth_zbuffer") == "plz"
+    assert "train: 2 buildings listed (published: 25)" in run("check", out)
+    with pytest.raises(UserError, match="give --split too"):
+        run("pack", "taskonomy", raw, tmp_path / "other", *options)
+    with pytest.raises(UserError, match=r"none of the 1 buildings wanted \(merom\)"):
+        run("pack", "taskonomy", raw, tmp_path / "other", *options, "--split", "tiny", "--part", "val")
+    with pytest.raises(UserError, match=r"no train_val_test_tiny\.csv"):
+        run("pack", "taskonomy", raw, tmp_path / "other", "--split", "tiny")
