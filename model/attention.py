@@ -128,22 +128,24 @@ class _Queries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, wq: Tensor, order: ExpertOrder) -> Tensor:
         ctx.save_for_backward(x_MD, wq, *order)
-        q_Ad = x_MD.new_empty(len(order.row_A), wq.shape[2])
-        for run in expert_runs(order, x_MD, wq.shape[1:]):
-            run.linear(x_MD.index_select(0, order.row_A[run.rows]), wq, q_Ad)
-        return q_Ad.index_select(0, order.place_A)
+        runs = expert_runs(order, x_MD, wq.shape[1:])
+        q_Zd = runs.buffer(x_MD, wq.shape[2])
+        for run in runs:
+            run.linear(run.take(x_MD, order.row_A), wq, q_Zd)
+        return q_Zd.index_select(0, runs.place_A)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_Ad: Tensor) -> tuple[Tensor | None, ...]:
         x_MD, wq, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
-        grad_wq, grad_AD = torch.empty_like(wq), x_MD.new_empty(len(order.row_A), x_MD.shape[1])
-        for run in expert_runs(order, x_MD, wq.shape[1:]):
-            grad_Rd = grad_Ad.index_select(0, order.order_A[run.rows])
-            run.outer(x_MD.index_select(0, order.row_A[run.rows]), grad_Rd, grad_wq)
-            run.linear(grad_Rd, wq.transpose(1, 2), grad_AD)
-        return sum_runs(grad_AD, order.place_A, order.bounds), grad_wq, None
+        runs = expert_runs(order, x_MD, wq.shape[1:])
+        grad_wq, grad_ZD = torch.empty_like(wq), runs.buffer(x_MD, x_MD.shape[1])
+        for run in runs:
+            grad_Rd = run.take(grad_Ad, order.order_A)
+            run.outer(run.take(x_MD, order.row_A), grad_Rd, grad_wq)
+            run.linear(grad_Rd, wq.transpose(1, 2), grad_ZD)
+        return sum_runs(grad_ZD, runs.place_A, order.bounds), grad_wq, None
 
 
 class _Outputs(torch.autograd.Function):
@@ -152,25 +154,25 @@ class _Outputs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a_Ad: Tensor, gates_A: Tensor, wo: Tensor, order: ExpertOrder) -> Tensor:
         ctx.save_for_backward(a_Ad, gates_A, wo, *order)
-        y_AD = a_Ad.new_empty(len(order.row_A), wo.shape[2])
-        for run in expert_runs(order, a_Ad, wo.shape[1:]):
-            place_R = order.order_A[run.rows]
-            gates_R1 = gates_A.index_select(0, place_R)[:, None]
-            run.linear(a_Ad.index_select(0, place_R).mul_(gates_R1), wo, y_AD)
-        return sum_runs(y_AD, order.place_A, order.bounds)
+        runs = expert_runs(order, a_Ad, wo.shape[1:])
+        y_ZD = runs.buffer(a_Ad, wo.shape[2])
+        for run in runs:
+            gates_R1 = run.take(gates_A, order.order_A)[:, None]
+            run.linear(run.take(a_Ad, order.order_A).mul_(gates_R1), wo, y_ZD)
+        return sum_runs(y_ZD, runs.place_A, order.bounds)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         a_Ad, gates_A, wo, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
-        grad_wo, grad_Ad, grad_gates_A = torch.empty_like(wo), torch.empty_like(a_Ad), torch.empty_like(gates_A)
-        for run in expert_runs(order, a_Ad, wo.shape[1:]):
-            place_R = order.order_A[run.rows]
-            a_Rd, gates_R1 = a_Ad.index_select(0, place_R), gates_A.index_select(0, place_R)[:, None]
-            grad_RD = grad_MD.index_select(0, order.row_A[run.rows])
-            grad_Rd = run.linear(grad_RD, wo.transpose(1, 2), grad_Ad)
-            grad_gates_A[run.rows] = torch.linalg.vecdot(grad_Rd, a_Rd)
+        runs = expert_runs(order, a_Ad, wo.shape[1:])
+        grad_wo, grad_Zd, grad_gates_Z = torch.empty_like(wo), runs.buffer(a_Ad, a_Ad.shape[1]), runs.buffer(a_Ad)
+        for run in runs:
+            a_Rd, gates_R1 = run.take(a_Ad, order.order_A), run.take(gates_A, order.order_A)[:, None]
+            grad_RD = run.take(grad_MD, order.row_A)
+            grad_Rd = run.linear(grad_RD, wo.transpose(1, 2), grad_Zd)
+            grad_gates_Z[run.places] = torch.linalg.vecdot(grad_Rd, a_Rd)
             grad_Rd.mul_(gates_R1)
             run.outer(a_Rd.mul_(gates_R1), grad_RD, grad_wo)
-        return grad_Ad.index_select(0, order.place_A), grad_gates_A.index_select(0, order.place_A), grad_wo, None
+        return grad_Zd.index_select(0, runs.place_A), grad_gates_Z.index_select(0, runs.place_A), grad_wo, None

@@ -2,12 +2,15 @@
 
 A GPU with the fused grouped kernel multiplies the rows of all experts at once: one run. Elsewhere each expert is a run
 of its own, and layers take one run through all their work before they begin the next: what an expert computes then
-stays in the cache. On a CPU that matters more than anything else here (docs/performance.md).
+stays in the cache. On a CPU that matters more than anything else here (docs/performance.md). There a run's length is
+rounded up, with rows of zeros, since oneDNN prepares and keeps a kernel for every length that it meets: with lengths as
+they come, a process in float32 grows by 2 MB for each new one.
 
-Shape legend: A rows sorted by expert, R of them in a run, E experts, D and F any widths.
+Shape legend: M rows, A assignments of rows to experts, Z places of the runs' rows, R of them in a run, E experts, D and
+F any widths.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,24 +19,36 @@ from torch import Tensor
 
 from model.expert_order import ExpertOrder
 
+ROUNDED_TO = 32
+"""Rows: the length of a run that is one expert's is a multiple of this."""
+
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive sorted rows, and how to multiply them.
+    """Some experts' rows, and how to multiply them.
 
     Attributes:
-        rows: which of the A sorted rows.
+        places: which of the Z places.
     """
 
-    rows: slice
+    places: slice
 
-    def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_AF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
-        """Write each row times its expert's matrix, plus its bias, to this run's part of `out_AF`; return that part.
+    def take(self, values_MF: Tensor, index_A: Tensor) -> Tensor:
+        """Return the rows of this run: (R, F), zero at places that no assignment has.
+
+        Args:
+            values_MF: (M, F) or (M,).
+            index_A: (A,) the row of `values_MF` that each assignment, sorted by expert, wants.
+        """
+        raise NotImplementedError
+
+    def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_ZF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
+        """Write each row times its expert's matrix, plus its bias, to this run's part of `out_ZF`; return that part.
 
         Args:
             rows_RD: the rows of this run.
             weights_EDF: matrices of all experts; may be a transposed view.
-            out_AF: receives the products of all runs.
+            out_ZF: receives the products of all runs.
             bias_EF: biases of all experts.
         """
         raise NotImplementedError
@@ -48,13 +63,65 @@ class Run:
 
 
 @dataclass(frozen=True)
+class ExpertRuns:
+    """The runs of all experts, in order.
+
+    Attributes:
+        runs: they cover all places.
+        place_A: (A,) int64, place of each row-major assignment.
+        size: Z.
+    """
+
+    runs: tuple[Run, ...]
+    place_A: Tensor
+    size: int
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    def buffer(self, like: Tensor, *width: int) -> Tensor:
+        """Return an empty (Z, F) or (Z,) that runs can fill, of the dtype and device of `like`."""
+        return like.new_empty(self.size, *width)
+
+
+def expert_runs(order: ExpertOrder, x: Tensor, widths: Sequence[int]) -> ExpertRuns:
+    """Return the runs of a layer call.
+
+    Args:
+        order: the assignments.
+        x: a tensor with the rows' dtype and device.
+        widths: every D and F of the products to come.
+    """
+    assignments = len(order.row_A)
+    if _has_kernel(x, assignments, widths):
+        return ExpertRuns((_AllExperts(slice(None), order.expert_A, order.ends_E),), order.place_A, assignments)
+    ends = order.ends_E.tolist()
+    runs, shifts, size = [], [], 0
+    for expert, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        shifts.append(size - begin)
+        places = slice(size, size + -(-(end - begin) // ROUNDED_TO) * ROUNDED_TO)
+        runs.append(_OneExpert(places, slice(begin, end), expert))
+        size = places.stop
+    shift_A = torch.tensor(shifts, device=x.device).index_select(0, order.expert_A)
+    return ExpertRuns(tuple(runs), order.place_A + shift_A.index_select(0, order.place_A), size)
+
+
+@dataclass(frozen=True)
 class _OneExpert(Run):
     """The rows of one expert; plain products."""
 
+    assignments: slice
     expert: int
 
-    def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_AF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
-        out_RF = out_AF[self.rows]
+    def take(self, values_MF: Tensor, index_A: Tensor) -> Tensor:
+        index = index_A[self.assignments]
+        rows_RF = values_MF.new_empty(self.places.stop - self.places.start, *values_MF.shape[1:])
+        torch.index_select(values_MF, 0, index, out=rows_RF[: len(index)])
+        rows_RF[len(index) :].zero_()
+        return rows_RF
+
+    def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_ZF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
+        out_RF = out_ZF[self.places]
         if bias_EF is None:
             return torch.mm(rows_RD, weights_EDF[self.expert], out=out_RF)
         return torch.addmm(bias_EF[self.expert], rows_RD, weights_EDF[self.expert], out=out_RF)
@@ -73,11 +140,14 @@ class _AllExperts(Run):
     expert_A: Tensor
     ends_E: Tensor
 
-    def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_AF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
-        product_AF = F.grouped_mm(rows_RD, weights_EDF, offs=self.ends_E)
+    def take(self, values_MF: Tensor, index_A: Tensor) -> Tensor:
+        return values_MF.index_select(0, index_A)
+
+    def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_ZF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
+        product_ZF = F.grouped_mm(rows_RD, weights_EDF, offs=self.ends_E)
         if bias_EF is None:
-            return out_AF.copy_(product_AF)
-        return torch.add(product_AF, bias_EF.index_select(0, self.expert_A), out=out_AF)
+            return out_ZF.copy_(product_ZF)
+        return torch.add(product_ZF, bias_EF.index_select(0, self.expert_A), out=out_ZF)
 
     def outer(self, left_RD: Tensor, right_RF: Tensor, out_EDF: Tensor) -> None:
         # The kernel of capability 10.0 leaves garbage where a run is empty (pytorch issue 172439).
@@ -90,23 +160,6 @@ class _AllExperts(Run):
         sums_E8F = rows_RF.new_empty(len(self.ends_E), 8, rows_RF.shape[1])
         self.outer(ones, rows_RF, sums_E8F)
         out_EF.copy_(sums_E8F[:, 0])
-
-
-def expert_runs(order: ExpertOrder, x: Tensor, widths: Sequence[int]) -> list[Run]:
-    """Return the runs of all experts, in order.
-
-    Args:
-        order: the assignments.
-        x: a tensor with the rows' dtype and device.
-        widths: every D and F of the products to come.
-    """
-    if _has_kernel(x, len(order.row_A), widths):
-        return [_AllExperts(slice(None), order.expert_A, order.ends_E)]
-    ends = order.ends_E.tolist()
-    return [
-        _OneExpert(slice(begin, end), expert)
-        for expert, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
-    ]
 
 
 def _has_kernel(x: Tensor, rows: int, widths: Sequence[int]) -> bool:

@@ -119,48 +119,54 @@ class _ExpertMLP(torch.autograd.Function):
     def forward(
         ctx: Any, x_MD: Tensor, gates_A: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, order: ExpertOrder
     ) -> Tensor:
-        gates_A = gates_A.index_select(0, order.order_A)
-        pre_AH = x_MD.new_empty(len(gates_A), w1.shape[2])
-        out_AD = x_MD.new_empty(len(gates_A), x_MD.shape[1])
-        for run in expert_runs(order, x_MD, w1.shape[1:]):
-            pre_RH = run.linear(x_MD.index_select(0, order.row_A[run.rows]), w1, pre_AH, b1)
-            run.linear(F.gelu(pre_RH).mul_(gates_A[run.rows, None]), w2, out_AD)
-        y_MD = sum_runs(out_AD, order.place_A, order.bounds)
+        runs = expert_runs(order, x_MD, w1.shape[1:])
+        pre_ZH, out_ZD = runs.buffer(x_MD, w1.shape[2]), runs.buffer(x_MD, x_MD.shape[1])
+        for run in runs:
+            pre_RH = run.linear(run.take(x_MD, order.row_A), w1, pre_ZH, b1)
+            gates_R1 = run.take(gates_A, order.order_A)[:, None]
+            run.linear(F.gelu(pre_RH).mul_(gates_R1), w2, out_ZD)
+        y_MD = sum_runs(out_ZD, runs.place_A, order.bounds)
         y_MD.addmm_(_mixture(gates_A, order, len(x_MD)), b2)
-        ctx.save_for_backward(x_MD, gates_A, pre_AH, w1, w2, b2, *order)
+        ctx.save_for_backward(x_MD, gates_A, pre_ZH, w1, w2, b2, *order)
         return y_MD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
-        x_MD, gates_A, pre_AH, w1, w2, b2, *indices = ctx.saved_tensors
+        x_MD, gates_A, pre_ZH, w1, w2, b2, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
         grad_MD = grad_MD.contiguous()
 
-        grad_b2 = _mixture(gates_A, order, len(x_MD)).t() @ grad_MD
-        grad_gates_A = (grad_MD @ b2.t()).flatten().index_select(0, order.row_A * len(b2) + order.expert_A)
+        runs = expert_runs(order, x_MD, w1.shape[1:])
         grad_w1, grad_b1, grad_w2 = torch.empty_like(w1), w1.new_empty(w1.shape[0], w1.shape[2]), torch.empty_like(w2)
-        grad_x_AD = x_MD.new_empty(len(gates_A), x_MD.shape[1])
-        grad_AH = torch.empty_like(pre_AH)
-        for run in expert_runs(order, x_MD, w1.shape[1:]):
-            row_R, pre_RH, gates_R1 = order.row_A[run.rows], pre_AH[run.rows], gates_A[run.rows, None]
-            grad_RD = grad_MD.index_select(0, row_R)
-            grad_RH = run.linear(grad_RD, w2.transpose(1, 2), grad_AH)
+        grad_ZH, grad_x_ZD, grad_gates_Z = torch.empty_like(pre_ZH), runs.buffer(x_MD, x_MD.shape[1]), runs.buffer(x_MD)
+        for run in runs:
+            pre_RH, gates_R1 = pre_ZH[run.places], run.take(gates_A, order.order_A)[:, None]
+            grad_RD = run.take(grad_MD, order.row_A)
+            grad_RH = run.linear(grad_RD, w2.transpose(1, 2), grad_ZH)
             hidden_RH = F.gelu(pre_RH)
-            grad_gates_A[run.rows] += torch.linalg.vecdot(grad_RH, hidden_RH)
+            grad_gates_Z[run.places] = torch.linalg.vecdot(grad_RH, hidden_RH)
             run.outer(hidden_RH.mul_(gates_R1), grad_RD, grad_w2)
             del hidden_RH, grad_RD
 
             grad_pre_RH = torch.ops.aten.gelu_backward(grad_RH.mul_(gates_R1), pre_RH)
-            run.outer(x_MD.index_select(0, row_R), grad_pre_RH, grad_w1)
+            run.outer(run.take(x_MD, order.row_A), grad_pre_RH, grad_w1)
             run.column_sums(grad_pre_RH, grad_b1)
-            run.linear(grad_pre_RH, w1.transpose(1, 2), grad_x_AD)
-        grad_x_MD = sum_runs(grad_x_AD, order.place_A, order.bounds)
-        return grad_x_MD, grad_gates_A.index_select(0, order.place_A), grad_w1, grad_b1, grad_w2, grad_b2, None
+            run.linear(grad_pre_RH, w1.transpose(1, 2), grad_x_ZD)
+        grad_x_MD = sum_runs(grad_x_ZD, runs.place_A, order.bounds)
+
+        grad_b2 = _mixture(gates_A, order, len(x_MD)).t() @ grad_MD
+        through_b2_A = (grad_MD @ b2.t()).flatten().index_select(0, _cells(order))
+        grad_gates_A = grad_gates_Z.index_select(0, runs.place_A) + through_b2_A
+        return grad_x_MD, grad_gates_A, grad_w1, grad_b1, grad_w2, grad_b2, None
 
 
 def _mixture(gates_A: Tensor, order: ExpertOrder, rows: int) -> Tensor:
     """Return (M, L): each row's gates, zero for experts that it did not choose."""
     experts = len(order.ends_E)
-    dense = gates_A.new_zeros(rows * experts)
-    return dense.scatter_(0, order.row_A * experts + order.expert_A, gates_A).view(rows, experts)
+    return gates_A.new_zeros(rows * experts).scatter_(0, _cells(order), gates_A).view(rows, experts)
+
+
+def _cells(order: ExpertOrder) -> Tensor:
+    """Return (A,) int64: where each row-major assignment stands in a table of M rows and L experts."""
+    return (order.row_A * len(order.ends_E) + order.expert_A).index_select(0, order.place_A)

@@ -85,7 +85,6 @@ class TaskRouter(nn.Module):
             x_PND: (P, N, D) tokens, any floating dtype.
             task_P: (P,) int64 router of each row; None where there is one router only.
         """
-        x_PND = x_PND.float()
         logits_PNE = _route(x_PND, self.weight, task_P)
         if self.noise_weight is not None and self.training:
             deviation_PNE = F.softplus(_route(x_PND, self.noise_weight, task_P))
@@ -97,7 +96,8 @@ class TaskRouter(nn.Module):
         kept = self.kept
         choosable_SQ = logits_SE if kept is None else logits_SE.index_select(1, kept)
         # A stable sort of logits breaks ties by index on every device, and still ranks what underflows in the softmax.
-        experts_SK = choosable_SQ.detach().sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
+        ranking_SQ = choosable_SQ.detach().sort(dim=-1, descending=True, stable=True).indices
+        experts_SK = ranking_SQ[:, : self.top_k].contiguous()  # a view would keep the whole ranking for backward
         columns_SK = experts_SK if kept is None else kept[experts_SK]
         if self.renormalize_gates:
             gates_SK = logits_SE.gather(1, columns_SK).softmax(dim=-1)  # = p / sum of chosen p, without 0 / 0
@@ -114,27 +114,33 @@ def seeded_generator(*key: int) -> torch.Generator:
 
 def _route(x_PND: Tensor, weight_RDE: Tensor, task_P: Tensor | None) -> Tensor:
     """Return logits (P, N, E) float32 of each row under its router."""
-    weight_RDE = weight_RDE.float()
     if task_P is None:
         assert weight_RDE.shape[0] == 1, "several routers need the task of each row"
-        return x_PND @ weight_RDE[0]
-    weight_PDE: Tensor = _Pick.apply(weight_RDE, task_P)  # type: ignore[no-untyped-call]
-    return torch.bmm(x_PND, weight_PDE)
+        task_P = torch.zeros(len(x_PND), dtype=torch.int64, device=x_PND.device)
+    logits_PNE: Tensor = _Route.apply(x_PND, weight_RDE, task_P)  # type: ignore[no-untyped-call]
+    return logits_PNE
 
 
-class _Pick(torch.autograd.Function):
-    """weight[task]. Its gradient is a product with the one-hot matrix, not a scatter: repeatable on every device."""
+class _Route(torch.autograd.Function):
+    """x[p] weight[task[p]] in float32; saves only its inputs.
+
+    Tokens of another precision are cast again in backward: kept in float32 they would be the largest tensor of an
+    expert layer. The gradient of the weight is a product with the one-hot matrix of the tasks, not a scatter:
+    repeatable on every device.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight_RDE: Tensor, task_P: Tensor) -> Tensor:
-        ctx.save_for_backward(task_P)
-        ctx.routers = weight_RDE.shape[0]
-        return weight_RDE.index_select(0, task_P)
+    def forward(ctx: Any, x_PND: Tensor, weight_RDE: Tensor, task_P: Tensor) -> Tensor:
+        ctx.save_for_backward(x_PND, weight_RDE, task_P)
+        return torch.bmm(x_PND.float(), weight_RDE.index_select(0, task_P).float())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_PDE: Tensor) -> tuple[Tensor, None]:
-        (task_P,) = ctx.saved_tensors
-        member_RP = task_P == torch.arange(ctx.routers, device=task_P.device)[:, None]
-        grad_RDE = member_RP.to(grad_PDE.dtype) @ grad_PDE.flatten(1)
-        return grad_RDE.view(ctx.routers, *grad_PDE.shape[1:]), None
+    def backward(ctx: Any, grad_PNE: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_PND, weight_RDE, task_P = ctx.saved_tensors
+        weight_PED = weight_RDE.index_select(0, task_P).float().transpose(1, 2)
+        grad_x_PND = torch.bmm(grad_PNE, weight_PED).to(x_PND.dtype)
+        grad_PDE = torch.bmm(x_PND.float().transpose(1, 2), grad_PNE)
+        member_RP = task_P == torch.arange(len(weight_RDE), device=task_P.device)[:, None]
+        grad_RDE = (member_RP.float() @ grad_PDE.flatten(1)).view_as(weight_RDE)
+        return grad_x_PND, grad_RDE.to(weight_RDE.dtype), None

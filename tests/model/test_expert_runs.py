@@ -22,17 +22,23 @@ def order_of(lengths: Sequence[int]) -> ExpertOrder:
     return expert_order(expert, torch.arange(len(expert)), len(expert), len(lengths))
 
 
-def products(lengths: Sequence[int], rows: Tensor, right: Tensor, weights: Tensor, bias: Tensor) -> list[Tensor]:
-    """What runs write, into buffers that held something else."""
-    out = [torch.full(shape, torch.nan) for shape in ((len(rows), H), (len(rows), H), (len(lengths), D, H))]
-    sums = torch.full((len(lengths), H), torch.nan)
-    for run in expert_runs.expert_runs(order_of(lengths), rows, [D, H]):
-        part = run.linear(rows[run.rows], weights, out[0])
-        assert torch.equal(part, out[0][run.rows])
-        run.linear(rows[run.rows], weights, out[1], bias)
-        run.outer(rows[run.rows], right[run.rows], out[2])
-        run.column_sums(right[run.rows], sums)
-    return [*out, sums]
+def products(order: ExpertOrder, rows: Tensor, right: Tensor, weights: Tensor, bias: Tensor) -> list[Tensor]:
+    """What runs write, into buffers that held something else; rows in the order of the assignments."""
+    runs = expert_runs.expert_runs(order, rows, [D, H])
+    linear, biased = (runs.buffer(rows, H).fill_(torch.nan) for _ in range(2))
+    outer, sums = torch.full((len(weights), D, H), torch.nan), torch.full((len(weights), H), torch.nan)
+    end = 0
+    for run in runs:
+        taken, taken_right = run.take(rows, order.row_A), run.take(right, order.order_A)
+        part = run.linear(taken, weights, linear)
+        assert torch.equal(part, linear[run.places])
+        run.linear(taken, weights, biased, bias)
+        run.outer(taken, taken_right, outer)
+        run.column_sums(taken_right, sums)
+        assert run.places.start in (None, end)
+        end = run.places.stop
+    assert end in (None, runs.size)
+    return [linear[runs.place_A], biased[runs.place_A], outer, sums]
 
 
 @pytest.mark.parametrize("kernel", [False, True])
@@ -41,15 +47,29 @@ def products(lengths: Sequence[int], rows: Tensor, right: Tensor, weights: Tenso
 def test_products_of_runs(kernel: bool, lengths: list[int]) -> None:
     rows, right = torch.randn(sum(lengths), D), torch.randn(sum(lengths), H)
     weights, bias = torch.randn(len(lengths), D, H), torch.randn(len(lengths), H)
+    expert = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    shuffle = torch.randperm(len(expert))
+    order = expert_order(expert[shuffle], torch.arange(len(expert)), len(expert), len(lengths))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(expert_runs, "_has_kernel", lambda *_: kernel)
-        linear, biased, outer, sums = products(lengths, rows, right, weights, bias)
+        linear, biased, outer, sums = products(order, rows[shuffle], right[shuffle], weights, bias)
     expected = torch.cat([run @ w for run, w in zip(torch.split(rows, lengths), weights, strict=True)])
-    torch.testing.assert_close(linear, expected)
-    torch.testing.assert_close(biased, expected + bias.repeat_interleave(torch.tensor(lengths), dim=0))
+    torch.testing.assert_close(linear, expected[shuffle])
+    torch.testing.assert_close(biased, (expected + bias.repeat_interleave(torch.tensor(lengths), dim=0))[shuffle])
     pairs = list(zip(torch.split(rows, lengths), torch.split(right, lengths), strict=True))
     torch.testing.assert_close(outer, torch.stack([a.t() @ b for a, b in pairs]))
     torch.testing.assert_close(sums, torch.stack([b.sum(0) for _, b in pairs]))
+
+
+@given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=6))
+def test_lengths_of_one_expert_s_runs_are_few_and_hold_nothing_foreign(lengths: list[int]) -> None:
+    order = order_of(lengths)
+    runs = expert_runs.expert_runs(order, torch.empty(0), [D])
+    for length, run in zip(lengths, runs, strict=True):
+        taken = run.take(torch.ones(sum(lengths), 2), order.row_A)
+        assert len(taken) % expert_runs.ROUNDED_TO == 0
+        assert 0 <= len(taken) - length < expert_runs.ROUNDED_TO
+        assert torch.equal(taken.sum(0), torch.full((2,), float(length)))
 
 
 def test_an_idle_expert_s_product_is_zero_whatever_the_kernel_leaves_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +84,7 @@ def test_an_idle_expert_s_product_is_zero_whatever_the_kernel_leaves_there(monke
     monkeypatch.setattr(expert_runs, "_has_kernel", lambda *_: True)
     monkeypatch.setattr(F, "grouped_mm", kernel)
     left, right = torch.randn(5, D), torch.randn(5, H)
-    (run,) = expert_runs.expert_runs(order_of([0, 2, 0, 3, 0]), left, [D, H])
+    (run,) = expert_runs.expert_runs(order_of([0, 2, 0, 3, 0]), left, [D, H]).runs
     outer, sums = torch.full((5, D, H), torch.nan), torch.full((5, H), torch.nan)
     run.outer(left, right, outer)
     run.column_sums(right, sums)
