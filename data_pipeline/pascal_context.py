@@ -35,6 +35,7 @@ from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.source import PartialSample, Problem
 
 _TASKS = GROUPS["pascal_context"]
+_PUBLISHED: Mapping[Split, int] = {"train": 4998, "val": 5105}
 _VOID = 255
 # Classes of PASCAL-Context whose normals the benchmark trusts: those that NYU depth (894 classes), on which the network
 # behind the normals was trained, has under the same name, without "unknown"; and tvmonitor (427).
@@ -63,6 +64,7 @@ class PascalContextSource:
 
     Attributes:
         name: identifies the content: images, files, split, tasks and size.
+        facts: a line on the split.
     """
 
     def __init__(self, root: Path, split: Split, size: int, tasks: Sequence[TaskSpec]) -> None:
@@ -85,6 +87,11 @@ class PascalContextSource:
         self._split = split
         self._tasks = tuple(spec.name for spec in tasks)
         self._entries, self._problems = find_images(root, split)
+        here = sum(IMAGES in entry.files for entry in self._entries)
+        self.facts = (
+            f"official split {split}: {len(self._entries)} images listed (published: {_PUBLISHED[split]}), "
+            f"{here} of them in the source folder",
+        )
         if not any(name in entry.files for entry in self._entries for name in self._tasks):
             places = ", ".join(map(place_of, self._tasks))
             raise UserError(f"{root} has no label for split '{split}': looked for {places}")

@@ -2,8 +2,7 @@
 
 The folder is that of ASTMT ("Attentive Single-Tasking of Multiple Tasks", CVPR 2019), which M3ViT and others read too:
 photos and segmentations of PASCAL VOC, label maps of PASCAL-Context, parts of PASCAL-Part, and saliency and normals
-distilled from networks. Every label has its image's size. `.mat` files are read by `scipy.io.loadmat`, which runs no
-code of theirs.
+distilled from networks. Every label has its image's size.
 """
 
 import io
@@ -17,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io import loadmat
 
 from configs.errors import UserError
+from data_pipeline.matlab import load_variable
 from data_pipeline.sample import AnyArray
 from data_pipeline.source import Problem
 from data_pipeline.taskonomy_files import RawFile
@@ -120,7 +119,8 @@ def read_codes(file: RawFile) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             mode, codes = image.mode, np.asarray(image)
     except Exception as error:  # Fed with damaged bytes, decoders raise anything.
-        raise _damaged(error) from None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the file is damaged ({reason}): restore it") from None
     if mode not in ("L", "P"):
         raise UserError(f"the file is a PNG of mode {mode}, but must be 8-bit grey or have a palette")
     return codes
@@ -228,22 +228,9 @@ def _parts_of_people(annotation: NDArray[Any]) -> Iterator[tuple[str, NDArray[An
 
 def _load_variable(file: RawFile, name: str) -> NDArray[Any]:
     _check_suffix(file, "mat")
-    data = file.read()
-    stream: Any = io.BytesIO(data)  # Its type stubs know paths alone.
-    try:
-        contents = loadmat(stream, variable_names=[name])
-    except Exception as error:  # As in `read_codes`.
-        raise _damaged(error) from None
-    if not isinstance(contents.get(name), np.ndarray):
-        raise UserError(f"the file holds no '{name}'")
-    return np.asarray(contents[name])
+    return load_variable(file.read(), name)
 
 
 def _check_suffix(file: RawFile, suffix: str) -> None:
     if file.suffix != suffix:
         raise UserError(f"the file has format '{file.suffix}', but must be {suffix}")
-
-
-def _damaged(error: Exception) -> UserError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"the file is damaged ({reason}): restore it")

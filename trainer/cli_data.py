@@ -105,6 +105,7 @@ def pascal_context(
     tasks: Annotated[str, typer.Option(help="Tasks or groups, separated by commas.")] = "pascal_context",
     workers: Workers = 2,
     samples_per_shard: PerShard = 250,
+    label_codec: LabelCodec = "png",
     strict: Strict = False,
 ) -> None:
     """Convert PASCAL-Context: five tasks of one split, images scaled to squares, partial labels kept."""
@@ -115,7 +116,15 @@ def pascal_context(
     if out.resolve().is_relative_to(raw.resolve()):
         raise UserError(f"{out} lies in {raw}, which stays as it is: give a folder elsewhere")
     source = PascalContextSource(raw, split, size=size, tasks=resolve_tasks(_split(tasks)))
-    pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, strict=strict)
+    pack_with_progress(
+        source,
+        out,
+        workers=workers,
+        samples_per_shard=samples_per_shard,
+        label_codec=label_codec,
+        facts=source.facts,
+        strict=strict,
+    )
 
 
 @app.command()

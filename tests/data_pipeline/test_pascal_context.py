@@ -319,7 +319,7 @@ WIDE = np.zeros((WIDTH, HEIGHT), np.uint8)
         ("saliency", cut, "damaged"),
         ("human_parts", cut, "damaged"),
         ("human_parts", empty, "empty"),
-        ("human_parts", lambda path: path.write_bytes(b"not MATLAB" * 50), "damaged"),
+        ("human_parts", lambda path: path.write_bytes(b"not MATLAB" * 50), "not one of MATLAB 5 to 7"),
         ("human_parts", replace_with({"other": 1}), "no 'anno'"),
         ("human_parts", replace_with({"anno": np.zeros((1, 1))}), "does not hold objects"),
         ("human_parts", unknown_part, "part 'tail', but known are head"),
@@ -345,7 +345,7 @@ def test_what_is_damaged_is_named_and_the_rest_kept(
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (cut, "damaged"),
+        (cut, "not one of MATLAB 5 to 7"),
         (replace_with({"LabelMap": WIDE}), "shape"),
         (replace_with({"LabelMap": np.full((HEIGHT, WIDTH), 460)}), "no class"),
         (replace_with({"LabelMap": np.full((HEIGHT, WIDTH), 1.5)}), "no class"),
@@ -472,15 +472,18 @@ def test_from_the_command_line_to_a_contact_sheet(root: Path) -> None:
     before = digests(root)
     out, png = root.parent / "mit Umlaut ä", root.parent / "sheet.png"
     options = ("--split", "train", "--size", "16", "--workers", "2", "--samples-per-shard", "2")
+    fact = "official split train: 3 images listed (published: 4998), 3 of them in the source folder"
     output = run("pack", "pascal-context", root, out, *options)
     assert f"{out}: 3 samples in 2 shards" in output
     assert "left out: 1 labels" in output
+    assert fact in output.splitlines()
     (line,) = (out / "problems.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["task"] == "saliency"
     assert json.loads(line)["path"] == str(root / FILES["saliency"].format("Straße 7"))
     report = run("check", out)
     assert "3 samples of 16 x 16 pixels in 2 shards" in report
     assert "left out: 1 of saliency" in report
+    assert fact in " ".join(report.split())
     run("show", out, png)
     assert Image.open(png).size == (6 * 134 + 6, 20 + 3 * 134 + 6)
     assert digests(root) == before
