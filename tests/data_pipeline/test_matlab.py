@@ -66,6 +66,7 @@ def change(data: bytes, old: bytes, new: bytes) -> bytes:
 
 
 FLAGS = struct.pack("<2I", 6, 8)
+NAME_LENGTH = struct.pack("<I", 4 << 16 | 5)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +77,15 @@ FLAGS = struct.pack("<2I", 6, 8)
         (lambda data: data[:-20], "longer than its place"),
         (lambda data: data + b"\1", "cut off"),
         (lambda data: change(data, FLAGS, struct.pack("<2I", 7, 8)), "no proper flags"),
+        (lambda data: change(data, FLAGS, struct.pack("<2I", 6, 4)), "no proper flags"),
+        (lambda data: change(data, struct.pack("<2I", 5, 8), struct.pack("<2I", 5, 7)), "no proper flags"),
         (lambda data: change(data, FLAGS + b"\2", FLAGS + b"\3"), "is of class 3"),
         (lambda data: change(data, FLAGS + b"\6\0", FLAGS + b"\6\10"), "values of an unknown type"),  # complex
         (lambda data: change(data, struct.pack("<3I", 5, 8, 1), struct.pack("<3i", 5, 8, -1)), "has shape"),
         (lambda data: change(data, struct.pack("<4I", 5, 8, 1, 1), struct.pack("<4I", 5, 8, 1, 2)), "instead of 2"),
         (lambda data: change(data, struct.pack("<2I", 9, 48), struct.pack("<2I", 200, 48)), "of an unknown type"),
-        (lambda data: change(data, struct.pack("<I", 4 << 16 | 5), struct.pack("<I", 4 << 16 | 7)), "field names"),
+        (lambda data: change(data, NAME_LENGTH, struct.pack("<I", 4 << 16 | 7)), "field names"),
+        (lambda data: change(data, NAME_LENGTH + b"\7", NAME_LENGTH + b"\5"), "field names"),
         (lambda data: data[:128] + struct.pack("<2I", 9, 8) + data[136:144], "an array is of type 9"),
     ],
 )
@@ -115,6 +119,21 @@ def test_what_inflates_too_much_is_not_inflated(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("data_pipeline.matlab._MOST_BYTES", 1_000_000)
     with pytest.raises(UserError, match="above 1000000 bytes"):
         load_variable(data, "zeros")
+    several = stored({name: np.zeros((250, 250)) for name in ("first", "second")}, compressed=True)
+    with pytest.raises(UserError, match="above 1000000 bytes"):
+        load_variable(several, "second")
+    with pytest.raises(UserError, match="above 1000000 bytes"):
+        load_variable(stored({"zeros": np.zeros((1000, 1000))}), "zeros")
+
+
+def test_fields_that_were_never_set() -> None:
+    """MATLAB stores them as arrays without any content."""
+    data = stored({"tree": {"values": np.zeros((0, 0))}})
+    empty = struct.pack("<2I", 14, 0)
+    start = data.rindex(struct.pack("<2I", 14, len(data) - data.rindex(FLAGS)))
+    shorter = bytearray(data[:start] + empty)
+    shorter[132:136] = struct.pack("<I", len(shorter) - 136)
+    assert load_variable(bytes(shorter), "tree")[0, 0]["values"].size == 0
 
 
 def test_a_compressed_variable_that_is_cut_off() -> None:
