@@ -4,7 +4,7 @@ A GPU with the fused grouped kernel multiplies the rows of all experts at once: 
 of its own, and layers take one run through all their work before they begin the next: what an expert computes then
 stays in the cache. On a CPU that matters more than anything else here (docs/performance.md). There a run's length is
 rounded up, with rows of zeros, since oneDNN prepares and keeps a kernel for every length that it meets: with lengths as
-they come, a process in float32 grows by 2 MB for each new one.
+they come, neither their time nor their memory finds an end.
 
 Shape legend: M rows, A assignments of rows to experts, Z places of the runs' rows, R of them in a run, E experts, D and
 F any widths.

@@ -17,6 +17,7 @@ COMMANDS = (
     ["data", "rooms"],
     ["data", "pack"],
     ["data", "pack", "taskonomy"],
+    ["data", "pack", "pascal-context"],
     ["data", "index"],
     ["data", "check"],
     ["data", "show"],
@@ -27,6 +28,7 @@ COMMANDS = (
     ["predict"],
     ["export"],
     ["report"],
+    ["bench"],
 )
 
 
