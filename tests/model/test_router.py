@@ -138,3 +138,21 @@ def test_initial_weights_follow_the_seed_alone() -> None:
 def test_top_k_beyond_the_choosable_experts_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k 3"):
         TaskRouter(width=8, num_experts=6, num_tasks=1, top_k=3, kept=torch.tensor([0, 1]))
+
+
+def test_bfloat16_tokens_are_kept_as_they_are_for_backward() -> None:
+    router, x = router_and_input()
+    x = x.bfloat16().requires_grad_()
+    kept: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        routing = router(x, torch.tensor([2, 0, 2, 1]))
+    assert any(tensor.data_ptr() == x.data_ptr() for tensor in kept)
+    assert not any(tensor.dtype == torch.float32 and tensor.numel() == x.numel() for tensor in kept)
+    routing.logits_SE.sum().backward()
+    exact = router.weight[[2, 0, 2, 1]].sum(-1)[:, None].expand_as(x)
+    torch.testing.assert_close(x.grad, exact.bfloat16())
