@@ -10,6 +10,7 @@ Shape legend: M rows, A assignments of rows to experts, Z places of the runs' ro
 F any widths.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ ROUNDED_TO = 32
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(ABC):
     """Some experts' rows, and how to multiply them.
 
     Attributes:
@@ -33,6 +34,7 @@ class Run:
 
     places: slice
 
+    @abstractmethod
     def take(self, values_MF: Tensor, index_A: Tensor) -> Tensor:
         """Return the rows of this run: (R, F), zero at places that no assignment has.
 
@@ -40,8 +42,8 @@ class Run:
             values_MF: (M, F) or (M,).
             index_A: (A,) the row of `values_MF` that each assignment, sorted by expert, wants.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def linear(self, rows_RD: Tensor, weights_EDF: Tensor, out_ZF: Tensor, bias_EF: Tensor | None = None) -> Tensor:
         """Write each row times its expert's matrix, plus its bias, to this run's part of `out_ZF`; return that part.
 
@@ -51,15 +53,14 @@ class Run:
             out_ZF: receives the products of all runs.
             bias_EF: biases of all experts.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def outer(self, left_RD: Tensor, right_RF: Tensor, out_EDF: Tensor) -> None:
         """Write left^T right over the rows of each expert of this run to its matrix of `out_EDF`; zero without rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def column_sums(self, rows_RF: Tensor, out_EF: Tensor) -> None:
         """Write the sum of the rows of each expert of this run to its row of `out_EF`, accumulated in float32."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
