@@ -1,8 +1,5 @@
-"""PASCAL_MT folders to samples: void rules, parts, splits; damage is listed, and the source stays as it is."""
+"""PASCAL_MT folders to samples: void rules, parts, splits; damage is listed."""
 
-import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,121 +7,42 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.io import savemat
-from typer.testing import CliRunner
 
 from configs.errors import UserError
-from configs.tasks import HUMAN_PARTS, TASKS, resolve_tasks
-from data_pipeline.index import ShardIndex
+from configs.tasks import HUMAN_PARTS, resolve_tasks
 from data_pipeline.pack import pack
 from data_pipeline.pascal_context import PascalContextSource
-from data_pipeline.pascal_context_files import Split
-from data_pipeline.sample import AnyArray, Sample
-from data_pipeline.show import load_target
+from data_pipeline.sample import Sample
 from data_pipeline.source import PartialSample, Problem
-from trainer.cli_data import app
-
-HEIGHT, WIDTH, SIZE = 24, 32, 16
-ALL = resolve_tasks("pascal_context")
-NAMES = {spec.name for spec in ALL}
-PERSON, WALL, SKY = 284, 440, 360  # classes of PASCAL-Context; the benchmark knows no normals of the sky
-FACING = (128, 128, 255)
-FILES = {
-    "rgb": "JPEGImages/{}.jpg",
-    "semseg": "semseg/VOC12/{}.png",
-    "human_parts": "human_parts/{}.mat",
-    "saliency": "sal_distill/{}.png",
-    "normals": "normals_distill/{}.png",
-    "edges": "pascal-context/trainval/{}.mat",
-}
-Boxes = Mapping[str, tuple[slice, slice]]
-BODY: Boxes = {"head": np.s_[4:8, 8:16], "torso": np.s_[8:16, 8:16], "lfoot": np.s_[20:24, 8:16]}
-
-
-def box(rows: slice, columns: slice) -> NDArray[np.uint8]:
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[rows, columns] = 1
-    return mask
-
-
-def objects(*things: tuple[int, Boxes]) -> NDArray[Any]:
-    """The objects of PASCAL-Part as MATLAB stores them: a row of structs, parts being another one, or [] if none."""
-    rows = []
-    for index, boxes in things:
-        parts = np.array([(name, box(*where)) for name, where in boxes.items()], [("part_name", "O"), ("mask", "O")])
-        whole = np.ones((HEIGHT, WIDTH), np.uint8)
-        rows.append((f"class {index}", index, whole, parts[None] if boxes else np.zeros((0, 0))))
-    return np.array([rows], [("class", "O"), ("class_ind", "O"), ("mask", "O"), ("parts", "O")])
-
-
-def write(path: Path, content: NDArray[Any] | Mapping[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Mapping):
-        savemat(path, content, do_compression=True)
-    else:
-        Image.fromarray(content).save(path)
-    return path
-
-
-def write_palette(path: Path, ids: NDArray[np.uint8]) -> Path:
-    """As VOC stores its annotations."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(ids, "P")
-    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
-    image.save(path)
-    return path
-
-
-def classes() -> NDArray[np.uint16]:
-    """Sky above a wall, with a person in front."""
-    label_map = np.full((HEIGHT, WIDTH), SKY, np.uint16)
-    label_map[12:] = WALL
-    label_map[4:, 8:16] = PERSON
-    return label_map
-
-
-def ids() -> NDArray[np.uint8]:
-    """The person, in a void outline, before background."""
-    codes = np.zeros((HEIGHT, WIDTH), np.uint8)
-    codes[2:, 6:18] = 255
-    codes[4:, 8:16] = 15
-    return codes
-
-
-def annotate(root: Path, name: str, *things: tuple[int, Boxes]) -> Path:
-    return write(root / FILES["human_parts"].format(name), {"anno": {"imname": name, "objects": objects(*things)}})
-
-
-def write_image(root: Path, name: str) -> None:
-    """One image with all labels, in the official encodings."""
-    ramp = np.linspace(0, 255, WIDTH).astype(np.uint8)
-    write(root / FILES["rgb"].format(name), np.repeat(np.tile(ramp, (HEIGHT, 1))[:, :, None], 3, axis=2))
-    write_palette(root / FILES["semseg"].format(name), ids())
-    annotate(root, name, (15, BODY))
-    write(root / FILES["saliency"].format(name), np.where(ids() == 15, 200, 50).astype(np.uint8))
-    write(root / FILES["normals"].format(name), np.full((HEIGHT, WIDTH, 3), FACING, np.uint8))
-    write(root / FILES["edges"].format(name), {"LabelMap": classes()})
-
-
-def write_split(root: Path, split: str, *names: str) -> None:
-    path = root / "ImageSets" / "Context" / f"{split}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+from tests.data_pipeline.pascal_tree import (
+    FACING,
+    FILES,
+    HEIGHT,
+    NAMES,
+    SIZE,
+    SKY,
+    WALL,
+    WIDTH,
+    Boxes,
+    annotate,
+    box,
+    classes,
+    cut,
+    half,
+    ids,
+    objects,
+    source,
+    two_images,
+    write,
+    write_image,
+    write_split,
+)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """One image in the training split, and one in the other."""
-    folder = tmp_path / "PASCAL_MT"
-    for split, name in (("train", "2008_000008"), ("val", "2010_001001")):
-        write_image(folder, name)
-        write_split(folder, split, name)
-    return folder
-
-
-def source(root: Path, split: Split = "train", size: int = SIZE) -> PascalContextSource:
-    return PascalContextSource(root, split, size, ALL)
+    return two_images(tmp_path / "PASCAL_MT")
 
 
 def problem_of(root: Path) -> tuple[Problem, Sample | None]:
@@ -134,12 +52,6 @@ def problem_of(root: Path) -> tuple[Problem, Sample | None]:
     (problem,) = caught.value.problems
     assert "\n" not in str(caught.value)
     return problem, caught.value.sample
-
-
-def half(array: AnyArray) -> AnyArray:
-    """The nearest rows of 24 and columns of 32 for 16 of each."""
-    rows = (2 * np.arange(SIZE) + 1) * HEIGHT // (2 * SIZE)
-    return array[rows][:, 1::2]
 
 
 def test_an_image_with_all_labels(root: Path) -> None:
@@ -277,11 +189,6 @@ def test_a_whole_folder_may_be_missing_but_not_all(root: Path) -> None:
 
 def replace_with(content: NDArray[Any] | Mapping[str, Any]) -> Callable[[Path], object]:
     return lambda path: write(path, content)
-
-
-def cut(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
 
 
 def empty(path: Path) -> None:
@@ -449,94 +356,3 @@ def test_the_name_follows_the_content(root: Path) -> None:
     assert len({before, source(root, "val").name, source(root, size=17).name}) == 3
     (root / FILES["saliency"].format("2008_000008")).unlink()
     assert source(root).name != before
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def run(*arguments: str | Path) -> str:
-    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def test_from_the_command_line_to_a_contact_sheet(root: Path) -> None:
-    write_image(root, "Straße 7")
-    write_split(root, "train", "2008_000008", "Straße 7", "2010_001001")
-    annotate(root, "2010_001001")
-    cut(root / FILES["saliency"].format("Straße 7"))
-    for path in (root, *root.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    before = digests(root)
-    out, png = root.parent / "mit Umlaut ä", root.parent / "sheet.png"
-    options = ("--split", "train", "--size", "16", "--workers", "2", "--samples-per-shard", "2")
-    fact = "official split train: 3 images listed (published: 4998), 3 of them in the source folder"
-    output = run("pack", "pascal-context", root, out, *options)
-    assert f"{out}: 3 samples in 2 shards" in output
-    assert "left out: 1 labels" in output
-    assert fact in output.splitlines()
-    (line,) = (out / "problems.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["task"] == "saliency"
-    assert json.loads(line)["path"] == str(root / FILES["saliency"].format("Straße 7"))
-    report = run("check", out)
-    assert "3 samples of 16 x 16 pixels in 2 shards" in report
-    assert "left out: 1 of saliency" in report
-    assert fact in " ".join(report.split())
-    run("show", out, png)
-    assert Image.open(png).size == (6 * 134 + 6, 20 + 3 * 134 + 6)
-    assert digests(root) == before
-    index = ShardIndex.load(out)
-    available = dict(zip(index.keys, index.available(["human_parts", "saliency"]).tolist(), strict=True))
-    assert available == {"2008_000008": [True, True], "Stra-e-7": [True, False], "2010_001001": [False, True]}
-    semseg = load_target(index, index.keys.index("2008_000008"), TASKS["semseg"])
-    np.testing.assert_array_equal(semseg.mask[0, 0].numpy(), half(ids()) != 255)
-    with pytest.raises(UserError, match=r"Straße 7.*damaged"):
-        run("pack", "pascal-context", root, out, *options, "--strict")
-    with pytest.raises(UserError, match="which stays as it is"):
-        run("pack", "pascal-context", root, root / "shards", *options)
-
-
-def test_strict_stops_at_the_first_problem(root: Path) -> None:
-    cut(root / FILES["edges"].format("2008_000008"))
-    with pytest.raises(UserError, match=r"2008_000008, normals"):
-        pack(source(root), root.parent / "out", strict=True)
-    assert not (root.parent / "out" / "index.json").exists()
-
-
-def test_a_packing_that_stopped_goes_on_and_gives_the_same_bytes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"2008_{number:06d}" for number in range(4)]
-    for name in names:
-        write_image(root, name)
-    write_split(root, "train", *names)
-    whole, stopped = root.parent / "whole", root.parent / "stopped"
-    pack(source(root), whole, samples_per_shard=1)
-    read: list[int] = []
-    original = PascalContextSource.__getitem__
-
-    def stop_at_third(images: PascalContextSource, index: int) -> Sample:
-        read.append(index)
-        if len(read) == 3:
-            raise KeyboardInterrupt
-        return original(images, index)
-
-    monkeypatch.setattr(PascalContextSource, "__getitem__", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        pack(source(root), stopped, samples_per_shard=1)
-    assert pack(source(root), stopped, samples_per_shard=1).samples == 4
-    assert read == [0, 1, 2, 2, 3]
-    assert digests(stopped) == digests(whole)
-
-
-def test_a_folder_that_cannot_be_read_is_not_skipped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listdir = os.listdir
-
-    def forbidden(path: Path) -> list[str]:
-        if path == root / "sal_distill":
-            raise PermissionError(13, "Permission denied", str(path))
-        return listdir(path)
-
-    monkeypatch.setattr(os, "listdir", forbidden)  # Root may read everything, so no mode would do.
-    with pytest.raises(UserError, match=r"folder .*sal_distill cannot be read \(Permission denied\)"):
-        source(root)
