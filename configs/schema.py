@@ -267,6 +267,17 @@ class EvaluateConfig(Section):
     """Images per rank and forward pass."""
 
 
+class TelemetryConfig(Section):
+    """Prometheus metrics, served by every rank while it trains."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = 0
+    """Rank r of a node serves on port + r; 0: on any free port; None: nothing is served. RUN/targets/ says where."""
+    address: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets a Prometheus on another machine read the metrics, and everybody else."""
+    task_label: bool = True
+    """Count an expert's tokens per task; False: per expert only, which makes fewer series."""
+
+
 class RunConfig(Section):
     """Everything about one run."""
 
@@ -284,6 +295,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = ParallelConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
