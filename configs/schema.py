@@ -14,6 +14,7 @@ from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Init = Literal["standard", "published"]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Weights = dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
 
 # Sizes of the published models (arXiv 2212.08066, official configuration), and one for CPUs.
@@ -168,6 +169,54 @@ class MatchingConfig(Section):
     """Weight of the router z-loss (arXiv 2202.08906)."""
 
 
+class AugmentConfig(Section):
+    """Random changes of training images, drawn anew for every sample and epoch: `data_pipeline.draws`.
+
+    Geometry moves images and labels together; colours change images only. Ranges are [least, most], drawn uniformly.
+    """
+
+    flip: bool = True
+    """Mirror half of the images."""
+    crop_scale: Range = (0.49, 1.0)
+    """Area of the window that is cut out, as a share of the image's; [1, 1] cuts nothing."""
+    crop_ratio: Range = (1.0, 1.0)
+    """Width over height of the window, uniform in its logarithm; at most what fits in the image."""
+    zoom: Range = (1.0, 1.0)
+    """Enlargement after cropping; below 1 the image gets a margin of unknown pixels."""
+    rotate_degrees: float = Field(0.0, ge=0, le=180)
+    """Rotation about the window's centre, by up to this angle either way; corners become unknown pixels."""
+    brightness: float = Field(0.0, ge=0)
+    """Colours are multiplied by a factor from [1 - x, 1 + x], at least 0."""
+    contrast: float = Field(0.0, ge=0)
+    """Factor on the distance from the image's mean grey, from [1 - x, 1 + x], at least 0."""
+    saturation: float = Field(0.0, ge=0)
+    """Factor on the distance from each pixel's grey, from [1 - x, 1 + x], at least 0."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Hues turn by up to this share of the colour circle either way."""
+    grayscale: float = Field(0.0, ge=0, le=1)
+    """Share of the images that lose their colours."""
+    blur: float = Field(0.0, ge=0, le=0.1)
+    """Largest standard deviation of a Gaussian blur, as a share of the side; drawn from [0, x]."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "AugmentConfig":
+        for field, (least, most) in (
+            ("crop_scale", self.crop_scale),
+            ("crop_ratio", self.crop_ratio),
+            ("zoom", self.zoom),
+        ):
+            if least > most:
+                raise ValueError(f"{field} [{least:g}, {most:g}]: give the smaller number first")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale {self.crop_scale[1]:g} exceeds the image: a zoom below 1 shows more than it")
+        return self
+
+    @property
+    def pads(self) -> bool:
+        """Whether an output pixel may lie outside the image."""
+        return self.rotate_degrees > 0 or self.zoom[0] < 1
+
+
 class DataConfig(Section):
     """Shards, the plan over them, and augmentation."""
 
@@ -186,10 +235,7 @@ class DataConfig(Section):
     """Samples are shuffled within a sliding window of about this many shards; bounds the shards open at once."""
     workers: NonNegative = 1
     """Loader processes per rank; 0 loads in the training process."""
-    flip: bool = True
-    """Random horizontal flips."""
-    crop_min_scale: float = Field(0.7, gt=0, le=1)
-    """Random square crops of at least this share of the side; 1 switches cropping off."""
+    augment: AugmentConfig = AugmentConfig()
 
 
 class OptimConfig(Section):
@@ -253,7 +299,11 @@ class CheckpointConfig(Section):
     every_steps: Positive = 50
     """Steps between checkpoints; the last step is always saved."""
     keep_last: Positive = 2
-    """Checkpoints kept; older ones go after a newer one is safe."""
+    """Intact checkpoints kept; older ones go after a newer one is safe."""
+    keep_every: Positive | None = None
+    """Checkpoints of steps divisible by this stay for good, beside the last ones; None: none."""
+    async_save: bool = True
+    """Write in the background while training goes on; False: wait until each checkpoint is complete."""
 
 
 class EvaluateConfig(Section):
