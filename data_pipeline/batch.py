@@ -4,7 +4,7 @@ A batch is small: pixels travel as uint8 or uint16 and become floats on the devi
 geometry, `data_pipeline.targets` for values). Only the labels that the plan asked for are here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,14 @@ class Batch:
         global_pairs: (T,) int64, pairs of each task in the whole global batch (all ranks, all accumulation steps), so
             that a mean over it needs no communication.
         flip: (B,) bool, whether to mirror the image.
-        crop: (B, 4) float32, top, left, height, width as fractions of the side.
+        crop: (B, 4) float32, the window to show: top, left, height, width as fractions of the side. It lies inside the
+            image unless `rotation` is given.
         keys: the B sample keys.
+        rotation: (B,) float32, radians by which what the window shows turns about its centre, anticlockwise as seen.
+            None: no window turns or reaches beyond the image.
+        photometric: name of a change of colours (`data_pipeline.photometric`) -> (B,) float32, its strength; only
+            changes that the run makes.
+        inside: (B, S, S) bool; False where the pixel lies outside the image and nothing is known. None: none does.
     """
 
     images: Tensor
@@ -38,11 +44,15 @@ class Batch:
     flip: Tensor
     crop: Tensor
     keys: tuple[str, ...]
+    rotation: Tensor | None = None
+    photometric: dict[str, Tensor] = field(default_factory=dict)
+    inside: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with all tensors on `device`."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if torch.is_tensor(value)
         }
-        moved["labels"] = {name: value.to(device, non_blocking=True) for name, value in self.labels.items()}
+        for part in ("labels", "photometric"):
+            moved[part] = {name: value.to(device, non_blocking=True) for name, value in getattr(self, part).items()}
         return replace(self, **moved)

@@ -26,8 +26,9 @@ from configs.schema import DataConfig
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
+from data_pipeline.draws import Augment
 from data_pipeline.plan import Plan, Slot
-from data_pipeline.reading import Augment, read_batch
+from data_pipeline.reading import read_batch
 from data_pipeline.shards import ShardIndex
 
 # Micro-batches that each worker keeps ready.
@@ -155,7 +156,7 @@ class TrainLoader(_Loader):
             UserError: the cursor belongs to other shards or another seed, no sample has a wanted label, or the global
                 batch cannot be dealt evenly.
         """
-        super().__init__(index, tasks, config.workers, Augment(seed, config.flip, config.crop_min_scale))
+        super().__init__(index, tasks, config.workers, Augment(seed, config.augment))
         cursor.check(index, seed)
         if images_per_step % (micro_batch * world):
             raise UserError(
@@ -278,7 +279,11 @@ def _share(batch: Batch) -> None:
     Raises:
         UserError: there is not enough of it.
     """
-    tensors = [*(value for value in vars(batch).values() if torch.is_tensor(value)), *batch.labels.values()]
+    tensors = [
+        *(value for value in vars(batch).values() if torch.is_tensor(value)),
+        *batch.labels.values(),
+        *batch.photometric.values(),
+    ]
     try:
         for tensor in tensors:
             if tensor.numel():

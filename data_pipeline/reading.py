@@ -1,7 +1,6 @@
 """From slots to batches: read the members that are needed, decode them, stack them in stored form."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,19 +9,10 @@ from torch import Tensor
 
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
-from data_pipeline.draws import augmentation
+from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.plan import Slot
 from data_pipeline.sample import AnyArray
 from data_pipeline.shards import ShardIndex
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What the geometry draws depend on; see `data_pipeline.draws.augmentation`."""
-
-    seed: int
-    flip: bool
-    crop_min_scale: float
 
 
 def read_batch(
@@ -39,22 +29,17 @@ def read_batch(
         tasks: the run's T tasks.
         slots: images and the tasks each serves; may be empty.
         global_pairs: (T,) pairs of each task in the global batch.
-        augment: None: no flip, full crop.
+        augment: None: images as they are.
 
     Raises:
         UserError: a member is damaged, has the wrong bit depth, or the wrong size.
     """
     images = np.zeros((len(slots), 3, index.size, index.size), np.uint8)
     masks = np.ones((len(slots), index.size, index.size), np.bool_)
-    flip = np.zeros(len(slots), np.bool_)
-    crop = np.tile(np.array([0, 0, 1, 1], np.float32), (len(slots), 1))
     for row, slot in enumerate(slots):
         images[row] = index.image(slot.sample).transpose(2, 0, 1)
         masks[row] = index.mask_valid(slot.sample)
-        if augment is not None:
-            flip[row], crop[row] = augmentation(
-                augment.seed, slot.epoch, slot.sample, flip=augment.flip, crop_min_scale=augment.crop_min_scale
-            )
+    drawn = draw_augmentations(augment, [(slot.epoch, slot.sample) for slot in slots])
     pairs = sorted((task, row) for row, slot in enumerate(slots) for task in slot.tasks)
     return Batch(
         images=torch.from_numpy(images),
@@ -66,8 +51,10 @@ def read_batch(
             for number, spec in enumerate(tasks)
         },
         global_pairs=torch.from_numpy(global_pairs),
-        flip=torch.from_numpy(flip),
-        crop=torch.from_numpy(crop),
+        flip=drawn.flip,
+        crop=drawn.crop,
+        rotation=drawn.rotation,
+        photometric=drawn.photometric,
         keys=tuple(index.keys[slot.sample] for slot in slots),
     )
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.schema import DataConfig
+from configs.schema import AugmentConfig, DataConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
@@ -160,7 +160,7 @@ def test_augmentation_differs_between_epochs_and_can_be_off(folder: Path) -> Non
     assert max(draws.values()) == 1
     assert 0.3 < sum(flip for _, flip, _ in draws) / len(draws) < 0.7
     index = ShardIndex.load(folder)
-    config = DataConfig(workers=0, flip=False, crop_min_scale=1.0)
+    config = DataConfig(workers=0, augment=AugmentConfig(flip=False, crop_scale=(1.0, 1.0)))
     plain = TrainLoader(
         index, config, TASKS, images_per_step=8, micro_batch=8, rank=0, world=1, seed=0,
         cursor=Cursor.start(index, 0), steps=2,

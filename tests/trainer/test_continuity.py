@@ -31,7 +31,7 @@ def test_length_place_and_layout_may_change(tmp_path: Path, override: str) -> No
         ("seed=4", "seed"),
         ("model.width=64", "model.width"),
         ("tasks=[normal]", "tasks"),
-        ("data.flip=false", "data.flip"),
+        ("data.augment.flip=false", "data.augment.flip"),
         ("optim.lr=0.5", "optim.lr"),
     ],
 )
