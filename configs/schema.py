@@ -230,12 +230,24 @@ class DataConfig(Section):
     """Tasks that each image serves in a step; None: every task whose label it has."""
     task_shares: Weights = Field(default_factory=dict)
     """Relative number of pairs per task in a global batch, of the run or not; 1 where not given. Matters with
-    tasks_per_image."""
+    tasks_per_image, and with balance: quota."""
+    balance: Literal["once", "quota"] = "once"
+    """once: each sample once per epoch, tasks as even as its labels allow; quota: every task has its exact share of
+    every batch (one task per image) and walks its own passes over the samples that have its label."""
     shuffle_window_shards: Positive = 8
     """Samples are shuffled within a sliding window of about this many shards; bounds the shards open at once."""
     workers: NonNegative = 1
     """Loader processes per rank; 0 loads in the training process."""
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.balance == "quota" and self.tasks_per_image not in (None, 1):
+            raise ValueError(
+                f"tasks_per_image {self.tasks_per_image} does not go with balance: quota, where an image serves one "
+                "task: leave it out or choose balance: once"
+            )
+        return self
 
 
 class OptimConfig(Section):

@@ -70,6 +70,11 @@ def test_dump_and_load_give_an_equal_configuration(
         ("", ["model.shared_blocks=4"], "model: task_embedding 'every_block' needs a block that is not shared"),
         ("model: {mlp_top_k: 9}", [], "mlp_top_k 9 exceeds mlp_experts 8"),
         ("data: {image_size: 60}", [], "data.image_size 60 is not a multiple of model.patch_size 8"),
+        (
+            "data: {balance: quota}",
+            ["data.tasks_per_image=2"],
+            "override 'data.tasks_per_image=2': data: tasks_per_image 2 does not go with balance: quota",
+        ),
         ("a: [", [], "recipe.yaml: not valid YAML at line 1"),
         ("- 1", [], "holds a list, expected keys and values"),
     ],
