@@ -57,16 +57,23 @@ class RoutingLedger:
 
     def all_reduce(self, process_group: torch.distributed.ProcessGroup | None) -> None:
         """Replace this rank's sums by those of all ranks, in one collective. Call it once, when counting is over."""
-        if not self.layers:
-            return
-        tables: list[dict[str, Tensor]] = [self.counts, self.tokens, self.prob_sums, self.entropy_sums]
-        parts = [table[layer.name] for layer in self.layers for table in tables]
-        flat = sum_over_ranks(torch.cat([part.reshape(-1).double() for part in parts]), process_group)
-        pieces = iter(torch.split(flat, [part.numel() for part in parts]))
-        for layer in self.layers:
-            for table in tables:
-                old = table[layer.name]
-                table[layer.name] = next(pieces).view(old.shape).to(old.dtype)
+        if self.layers:
+            self.load_flat(sum_over_ranks(self.flat(), process_group))
+
+    def flat(self) -> Tensor:
+        """Return all sums as one float64 vector on their device, which adds up over ranks; exact for counts to 2^53."""
+        parts = [table[layer.name].reshape(-1).double() for layer in self.layers for table in self._tables()]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def load_flat(self, flat: Tensor) -> None:
+        """Replace all sums by those of a vector that `flat` gave, on its device."""
+        pieces = [(table, layer.name) for layer in self.layers for table in self._tables()]
+        parts = torch.split(flat, [table[name].numel() for table, name in pieces])
+        for (table, name), part in zip(pieces, parts, strict=True):
+            table[name] = part.view(table[name].shape).to(table[name].dtype)
+
+    def _tables(self) -> tuple[dict[str, Tensor], ...]:
+        return self.counts, self.tokens, self.prob_sums, self.entropy_sums
 
     def share(self, layer: str, task: str) -> Tensor:
         """Return (E,) float64 on the CPU: the share of the task's tokens that chose each expert; sums to K.

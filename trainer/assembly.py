@@ -9,6 +9,7 @@ from cluster.groups import Layout, accumulation_steps, check_experts
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
+from model.dispatch import TrafficMeter
 from model.matching import Matching
 from model.mod_squad import ModSquad
 from trainer.activation_checkpointing import checkpoint_blocks
@@ -29,6 +30,7 @@ class Assembly:
         matching: the matching loss, with its running mean.
         objective: model, losses and matching as one module.
         engine: trains `objective`.
+        traffic: counts the bytes that tokens bring to experts of other ranks and back.
         micro_batch: images per rank and forward pass.
         accumulation: forward passes per step.
         start_note: for the user: which file the weights start from; None: random, or those of a checkpoint.
@@ -41,6 +43,7 @@ class Assembly:
     matching: Matching
     objective: Objective
     engine: Engine
+    traffic: TrafficMeter
     micro_batch: int
     accumulation: int
     start_note: str | None
@@ -60,7 +63,8 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
         dist.group.WORLD, lambda: (ShardIndex.load(config.data.train), ShardIndex.load(config.data.val))
     )
     tasks = config.task_specs
-    model = ModSquad(config.model, tasks, config.data.image_size, seed=config.seed, group=expert_group(layout))
+    group = expert_group(layout)
+    model = ModSquad(config.model, tasks, config.data.image_size, seed=config.seed, group=group)
     start_note = start_from_file(model, config, dist.group.WORLD)
     checkpoint_blocks(model, config.train.activation_checkpointing)
     prior = [config.matching.task_prior.get(spec.name, 1.0) for spec in tasks]
@@ -74,6 +78,7 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
         matching=matching,
         objective=objective,
         engine=Engine(objective, config, layout, accumulation=accumulation, micro_batch=micro_batch),
+        traffic=group.meter,
         micro_batch=micro_batch,
         accumulation=accumulation,
         start_note=start_note,

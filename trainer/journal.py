@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from configs.atomic import cannot_write, write_text_atomically
@@ -28,8 +27,8 @@ METRICS_FILE = "metrics.jsonl"
 class Journal:
     """Running sums of one rank between two lines.
 
-    After `collect` rank 0 holds the sums of all ranks and the others hold zeros, so the sums of all ranks always add up
-    to those of the run; that is what a checkpoint keeps.
+    Now and then rank 0 takes over the sums of all ranks (`trainer.run_state`), and the others start from zero, so that
+    the ranks' sums always add up to those of the run; that is what a checkpoint keeps.
     """
 
     def __init__(self, tasks: Sequence[str], layers: Sequence[str], device: torch.device) -> None:
@@ -57,20 +56,17 @@ class Journal:
         """Add one finished step and its wall time, of which `wait_seconds` were spent waiting for data."""
         self._sums[:3] += torch.tensor([1.0, seconds, wait_seconds]).to(self._sums) / world
 
-    def collect(self, group: dist.ProcessGroup, rank: int) -> Tensor:
-        """Move the sums of all ranks to rank 0; return them on the CPU on every rank. A collective call."""
-        dist.all_reduce(self._sums, group=group)
-        total = self._sums.to("cpu", copy=True)
-        if rank != 0:
-            self._sums.zero_()
-        return total
+    @property
+    def sums(self) -> Tensor:
+        """This rank's sums, one float64 vector that adds up over ranks."""
+        return self._sums
 
     def restore(self, total: Tensor, rank: int) -> None:
-        """Continue from what `collect` returned, on any number of ranks."""
+        """Continue from the sums of all ranks, on any number of them."""
         self._sums.copy_(total if rank == 0 else torch.zeros_like(total))
 
     def line(self, total: Tensor) -> dict[str, Any]:
-        """Return what the sums of all ranks (from `collect`) say, in the form of a line."""
+        """Return what the sums of all ranks say, in the form of a line."""
         common, information, losses, pairs, pairs_ever = torch.split(total, self._sizes)
         steps, *means = common.tolist()
         seconds, waited, loss, matching = (_quotient(value, steps) for value in means)

@@ -36,6 +36,7 @@ from trainer.objective import StepStatistics
 from trainer.optim import learning_rate
 from trainer.progress import StepListener, terminal_progress
 from trainer.run_state import RunState
+from trainer.telemetry import Telemetry
 
 
 class Trainer:
@@ -74,6 +75,7 @@ class Trainer:
             resources.callback(self.parts.engine.close)
             self.state = RunState.at_start(config, self.parts)
             self._resume()
+            self._telemetry = self._serve_metrics()
             if env.is_main and self.parts.start_note:
                 self._listener.on_note(self.parts.start_note)
             self._batches = self._open_batches()
@@ -91,6 +93,7 @@ class Trainer:
             if self.env.is_main:
                 self._resources.callback(self._listener.on_end)
                 self._listener.on_start(self.state.steps_done, steps)
+            self._telemetry.on_start(self.state.steps_done)
             if self._owes_evaluation():
                 self.evaluate(signals)
             while self.state.steps_done < steps:
@@ -142,6 +145,7 @@ class Trainer:
                 self.state.journal.add_micro_batch(loss, statistics, scale)
                 self.state.ledger.update(statistics.routing)
             self.state.journal.add_step(time.perf_counter() - started, waited, self.env.world)
+        self._telemetry.on_step(self.state.steps_done, time.perf_counter() - started, waited)
         self.state.cursor = self.state.cursor.advanced(train.images_per_step)
         return outcome
 
@@ -237,6 +241,20 @@ class Trainer:
         self._on_main_alone(lambda: write_text_atomically(self.run_dir / "config.yaml", dump_config(self.config)))
         self._on_main_alone(lambda: truncate_lines(self.run_dir, self.state.steps_done))
 
+    def _serve_metrics(self) -> Telemetry:
+        """Serve this rank's metrics; if one rank cannot, all raise. A collective call."""
+        parts = self.parts
+        _, routing = self.state.gather(parts.engine.world_group, self.env.rank)
+
+        def serve() -> Telemetry:
+            telemetry = Telemetry(
+                self.run_dir, self.config.telemetry, self.env, traffic=parts.traffic, routing=routing, skipped=dict
+            )
+            self._resources.callback(telemetry.close)
+            return telemetry
+
+        return on_each(parts.engine.world_group, serve)
+
     def _open_batches(self) -> Iterator[Batch]:
         loader = TrainLoader(
             self.parts.train_index,
@@ -280,7 +298,7 @@ class Trainer:
     def _log(self, outcome: StepOutcome) -> None:
         """Write a line of metrics.jsonl. A collective call."""
         state, done = self.state, self.state.steps_done
-        total = state.journal.collect(self.parts.engine.world_group, self.env.rank)
+        total, routing = state.gather(self.parts.engine.world_group, self.env.rank)
         self._line = {
             "step": done,
             "epoch": state.cursor.position / len(self.parts.train_index),
@@ -292,6 +310,7 @@ class Trainer:
             "time": time.time(),
         }
         self._on_main_alone(lambda: append_line(self.run_dir, self._line))
+        self._telemetry.on_line(self._line, routing)
         state.journal.next_line()
 
     def _save(self) -> None:
@@ -306,3 +325,4 @@ class Trainer:
             keep_last=self.config.checkpoint.keep_last,
         )
         self._saved_step = self.state.steps_done
+        self._telemetry.on_checkpoint()

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from configs.schema import RunConfig
 from data_pipeline.cursor import Cursor
@@ -49,18 +51,33 @@ class RunState:
             journal=Journal(tasks, [layer.name for layer in layers if layer.sees_task], parts.engine.device),
         )
 
+    def gather(self, group: dist.ProcessGroup, rank: int) -> tuple[Tensor, RoutingLedger]:
+        """Move the journal's and the ledger's sums of all ranks to rank 0, in one collective and one copy to the CPU.
+
+        Returns:
+            Both on the CPU, the same on every rank.
+        """
+        sums = self.journal.sums
+        flat = torch.cat([sums, self.ledger.flat().to(sums.device)])
+        dist.all_reduce(flat, group=group)
+        total, routing = torch.split(flat.to("cpu", copy=True), [len(sums), len(flat) - len(sums)])
+        self.journal.restore(total, rank)
+        self.ledger.load_flat(flat[len(sums) :])
+        self._keep_sums_on_first(rank)
+        ledger = RoutingLedger(self.ledger.layers, self.ledger.tasks)
+        ledger.load_flat(routing)
+        return total, ledger
+
     def collect(self, group: dist.ProcessGroup, rank: int) -> dict[str, Any]:
         """Return what a checkpoint holds, the same on every rank. A collective call."""
-        self.ledger.all_reduce(group)
-        state = {
+        journal, ledger = self.gather(group, rank)
+        return {
             "cursor": self.cursor.to_dict(),
             "matching": self.matching.state_dict(),
-            "ledger": self.ledger.to_json(),
-            "journal": self.journal.collect(group, rank),
+            "ledger": ledger.to_json(),
+            "journal": journal,
             "bad_steps": self.bad_steps,
         }
-        self._keep_sums_on_first(rank)
-        return state
 
     def restore(self, step: int, state: Mapping[str, Any], parts: Assembly, rank: int, seed: int) -> None:
         """Continue from a checkpoint, on any number of ranks.

@@ -91,12 +91,11 @@ class Telemetry:
         packages = {name: version(name) for name in ("modsquad", "torch", "deepspeed")}
         Info("modsquad_build", "Versions.", registry=registry).info({**packages, "python": platform.python_version()})
 
-    def on_start(self, step: int, checkpoint_time: float) -> None:
-        """Training starts after `step` finished steps; times count from `checkpoint_time`, of the latest checkpoint or
-        of the start."""
+    def on_start(self, step: int) -> None:
+        """Training starts after `step` finished steps; the age of what it has not yet done counts from now."""
         self._step.set(step)
         self._step_time.set_to_current_time()
-        self._checkpoint.set(checkpoint_time)
+        self._checkpoint.set_to_current_time()
 
     def on_step(self, step: int, seconds: float, wait_seconds: float) -> None:
         """Step `step` (from 1) took `seconds`, of which `wait_seconds` were spent waiting for data."""

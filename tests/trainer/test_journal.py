@@ -1,12 +1,10 @@
 """The journal: means over steps and pairs, nulls, truncation."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from trainer.journal import Journal, append_line, truncate_lines
 from trainer.objective import StepStatistics
@@ -24,16 +22,7 @@ def statistics(losses: list[float], pairs: list[int], information: float = 0.0) 
     )
 
 
-@pytest.fixture
-def group() -> Iterator[dist.ProcessGroup]:
-    """This process alone; that sums are the same over ranks is shown in test_loop."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
-def test_a_line_holds_means_over_steps_and_pairs(group: dist.ProcessGroup) -> None:
+def test_a_line_holds_means_over_steps_and_pairs() -> None:
     journal = Journal(TASKS, LAYERS, torch.device("cpu"))
     for step in (1, 2):
         for passed in range(2):  # two forward passes: 3 pairs of depth, then a single one
@@ -41,12 +30,12 @@ def test_a_line_holds_means_over_steps_and_pairs(group: dist.ProcessGroup) -> No
             journal.add_micro_batch(torch.tensor([1.0, 3.0][passed]), part, scale=2.0)
         journal.add_step(seconds=2.0 * step, wait_seconds=1.0, world=1)
         if step == 1:  # a checkpoint between the lines must not change them
-            saved = journal.collect(group, rank=0)
+            saved = journal.sums.clone()
             journal = Journal(TASKS, LAYERS, torch.device("cpu"))
             journal.restore(saved, rank=0)
-    first = journal.line(journal.collect(group, rank=0))
+    first = journal.line(journal.sums)
     journal.next_line()
-    second = journal.line(journal.collect(group, rank=0))
+    second = journal.line(journal.sums)
     assert first == {
         "loss": 2.0,
         "task_loss": {"depth": 1.5, "scene": None},
@@ -60,14 +49,12 @@ def test_a_line_holds_means_over_steps_and_pairs(group: dist.ProcessGroup) -> No
     assert second["pairs"] == {"depth": 8, "scene": 0}
 
 
-def test_sums_stay_on_rank_0_so_that_nothing_counts_twice(group: dist.ProcessGroup) -> None:
-    journal = Journal(TASKS, LAYERS, torch.device("cpu"))
-    journal.add_micro_batch(torch.tensor(1.0), statistics([1.0, 0.0], [1, 0]), scale=1.0)
-    total = journal.collect(group, rank=1)
-    assert total.any()
-    assert not journal.collect(group, rank=1).any()
-    journal.restore(total, rank=1)
-    assert not journal.collect(group, rank=1).any()
+def test_the_sums_of_a_run_are_kept_by_rank_0_alone() -> None:
+    saved = torch.arange(1.0, 13.0, dtype=torch.float64)
+    for rank, expected in ((0, saved), (1, torch.zeros_like(saved))):
+        journal = Journal(TASKS, LAYERS, torch.device("cpu"))
+        journal.restore(saved, rank)
+        assert torch.equal(journal.sums, expected)
 
 
 def test_truncation_drops_later_lines_and_a_torn_one(tmp_path: Path) -> None:
