@@ -48,8 +48,8 @@ class Cursor:
         """
         if index.fingerprint != self.fingerprint:
             raise UserError(
-                f"the shards in {index.folder} changed since the checkpoint (fingerprint {index.fingerprint}, was "
-                f"{self.fingerprint}): restore them, or start a new run"
+                f"the shards in {index.storage.place} changed since the checkpoint (fingerprint {index.fingerprint}, "
+                f"was {self.fingerprint}): restore them, or start a new run"
             )
         if seed != self.seed:
             raise UserError(f"seed {seed} differs from the checkpoint's {self.seed}: use that, or start a new run")

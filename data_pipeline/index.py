@@ -6,7 +6,6 @@ The index also knows which labels exist, so that the plan decides what to read b
 import hashlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from configs.errors import UserError
+from configs.schema import DataConfig
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.index_file import INDEX_FILE, IndexHead, parse_index
+from data_pipeline.places import open_storage
 from data_pipeline.sample import AnyArray
-from data_pipeline.source import JOB_FILE
-from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, Members, ShardEntry, file_sha256
-
-# The plan keeps about `shuffle_window_shards` shards in use; more open files than this help nobody.
-_OPEN_FILES = 64
+from data_pipeline.storage import OpenShards, ShardFile, Storage
+from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, Members, ShardEntry
 
 
 class ShardIndex:
@@ -34,71 +32,76 @@ class ShardIndex:
     Reads are positioned, so one index may be used by forked or pickled copies of the process at the same time.
 
     Attributes:
-        folder: where the shards are.
+        storage: where the shards are.
+        shards: the shards' files.
+        shard_count: their number.
         size: height and width of every stored image, in pixels.
         tasks: labels that at least one sample has, sorted.
         keys: the N samples' keys.
         shard_of: (N,) int32, each sample's shard.
-        shard_count: number of shards.
         file_bytes: size of all shards together.
         fingerprint: 16 hexadecimal digits that change with any byte of any shard.
     """
 
-    def __init__(self, folder: Path, head: IndexHead, shards: Iterable[ShardEntry]) -> None:
+    def __init__(self, storage: Storage, head: IndexHead, entries: Iterable[ShardEntry]) -> None:
         """Use `ShardIndex.load`. Of each entry only compact arrays outlive its turn."""
-        self.folder = folder
+        self.storage = storage
         self.size = head.side
-        self.file_bytes = 0
         keys: list[str] = []
         counts: list[int] = []
-        checksums: list[tuple[str, str]] = []
+        shards: list[ShardFile] = []
         places: dict[str, list[_Places]] = {}
-        for shard in shards:
-            for name, members in shard.members.items():
+        for entry in entries:
+            shard = ShardFile(entry.file, entry.file_bytes, entry.sha256)
+            storage.check(shard)
+            for name, members in entry.members.items():
                 places.setdefault(name, []).append(_Places.of(len(keys), members))
-            keys.extend(shard.keys)
-            counts.append(len(shard.keys))
-            checksums.append((shard.file, shard.sha256))
-            self.file_bytes += shard.file_bytes
+            keys.extend(entry.keys)
+            counts.append(len(entry.keys))
+            shards.append(shard)
+        self.shards = tuple(shards)
+        self.shard_count = len(shards)
+        self.file_bytes = sum(shard.file_bytes for shard in shards)
         self.keys = tuple(keys)
-        self.shard_count = len(counts)
         self.shard_of: NDArray[np.int32] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self.fingerprint = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]
-        self._shards = tuple(checksums)
+        checksums = json.dumps([(shard.name, shard.sha256) for shard in shards])
+        self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()[:16]
         self._columns = _merge_columns(places, len(keys))
         self.tasks = tuple(sorted(self._columns.keys() & TASKS.keys()))
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._open = OpenShards(storage, self.shards)
 
     @classmethod
-    def load(cls, folder: Path | str) -> "ShardIndex":
-        """Read the index of `folder` and compare it with the files that are there.
+    def load(cls, place: Path | str, config: DataConfig | None = None) -> "ShardIndex":
+        """Read the index of a folder of shards, and compare it with the files that are there.
+
+        Args:
+            place: the folder.
+            config: what `open_storage` needs to know; None: the defaults.
 
         Raises:
             UserError: no folder, no index, one that is damaged or of another version, a missing shard, or a shard whose
                 size differs.
         """
-        folder = Path(folder)
-        path = folder / INDEX_FILE
-        if not path.is_file():
-            raise UserError(_describe_unindexed(folder))
+        storage = open_storage(place, config or DataConfig())
+        path = storage.find(INDEX_FILE)
+        if path is None:
+            raise storage.unindexed()
+        where = storage.where(INDEX_FILE)
         try:
-            head, shards = parse_index(path.read_text(encoding="utf-8"))
-            return cls(folder, head, (_present(path, shard) for shard in shards))
+            head, entries = parse_index(path.read_text(encoding="utf-8"))
+            return cls(storage, head, entries)
         except UserError:
             raise
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"{path} is not an index that this version reads ({_describe(error)}): restore it, or delete it and "
-                f"make it again by packing, or by `modsquad data index {folder}` for shards of another program"
+                f"{where} is not an index that this version reads ({_describe(error)}): restore it, or delete it and "
+                f"make it again by packing, or by `modsquad data index {storage.place}` for shards of another program"
             ) from None
         except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+            raise UserError(f"{where} cannot be read: {error.strerror}") from None
 
     def __len__(self) -> int:
         return len(self.keys)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
 
     def available(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
         """Return (N, T) bool: which sample has a label of which task."""
@@ -112,8 +115,8 @@ class ShardIndex:
 
     def where(self, sample: int, member: str) -> str:
         """Name a member for messages: shard, key and member."""
-        file = self.folder / self._shards[int(self.shard_of[sample])][0]
-        return f"shard {file}, sample {self.keys[sample]}, member {member}"
+        file = self.shards[int(self.shard_of[sample])].name
+        return f"shard {self.storage.where(file)}, sample {self.keys[sample]}, member {member}"
 
     def read(self, sample: int, member: str) -> bytes:
         """Return the bytes of one member.
@@ -126,7 +129,7 @@ class ShardIndex:
         column = self._columns[member]
         size = int(column.size[sample])
         try:
-            data = os.pread(self._descriptor(int(self.shard_of[sample])), size, int(column.offset[sample]))
+            data = os.pread(self._open.descriptor(int(self.shard_of[sample])), size, int(column.offset[sample]))
         except OSError as error:
             raise UserError(f"{self.where(sample, member)} cannot be read: {error.strerror}") from None
         if len(data) != size:
@@ -196,18 +199,12 @@ class ShardIndex:
         Raises:
             UserError: names the first shard whose bytes changed or cannot be read.
         """
-        for file, sha256 in self._shards:
-            try:
-                found = file_sha256(self.folder / file)
-            except OSError as error:
-                raise UserError(f"shard {self.folder / file} cannot be read: {error.strerror}") from None
-            if found != sha256:
-                raise UserError(f"shard {self.folder / file} does not match its checksum: restore it")
+        for shard in self.shards:
+            self.storage.verify(shard)
 
     def close(self) -> None:
         """Close the files that reads opened; a later read opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._open.close()
 
     def _sized(self, array: AnyArray, where: str) -> AnyArray:
         if array.shape[:2] != (self.size, self.size):
@@ -217,34 +214,6 @@ class ShardIndex:
                 "make the shard again"
             )
         return array
-
-    def _descriptor(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        if len(self._files) >= _OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        descriptor = os.open(self.folder / self._shards[shard][0], os.O_RDONLY | os.O_CLOEXEC)
-        self._files[shard] = descriptor
-        return descriptor
-
-
-def _present(index: Path, shard: ShardEntry) -> ShardEntry:
-    """Return the entry if its file is there and has the size that the index says."""
-    file = index.parent / shard.file
-    try:
-        found = file.stat().st_size
-    except OSError as error:
-        raise UserError(
-            f"shard {file} is missing ({error.strerror}), though {index} lists it: restore it, or delete "
-            f"{index.parent} and pack the data again"
-        ) from None
-    if found != shard.file_bytes:
-        raise UserError(
-            f"shard {file} has {found} bytes, but {index} says {shard.file_bytes}: it is truncated or was replaced; "
-            f"restore it, or delete {index.parent} and pack the data again"
-        )
-    return shard
 
 
 @dataclass(frozen=True)
@@ -304,13 +273,3 @@ def _describe(error: Exception) -> str:
         return str(error)
     first = error.errors()[0]
     return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-
-
-def _describe_unindexed(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"there is no folder {folder}: make data with `modsquad data rooms {folder} --images 1000`"
-    if (folder / JOB_FILE).is_file():
-        return f"{folder} has no {INDEX_FILE} yet: the packing did not finish, run it again"
-    if any(folder.glob("*.tar")):
-        return f"{folder} holds tar shards but no {INDEX_FILE}: make it with `modsquad data index {folder}`"
-    return f"{folder} holds no shards: make data with `modsquad data rooms {folder} --images 1000`"

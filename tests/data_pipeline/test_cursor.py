@@ -11,7 +11,7 @@ from data_pipeline.cursor import Cursor
 
 
 def index(fingerprint: str) -> Any:
-    return SimpleNamespace(fingerprint=fingerprint, folder="shards")
+    return SimpleNamespace(fingerprint=fingerprint, storage=SimpleNamespace(place="shards"))
 
 
 def test_a_cursor_advances_and_survives_json() -> None:

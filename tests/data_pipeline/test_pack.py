@@ -39,7 +39,7 @@ def test_what_is_packed_reads_back(tmp_path: Path) -> None:
             np.testing.assert_array_equal(index.label(number, TASKS[name]), label)
         np.testing.assert_array_equal(index.mask_valid(number), sample.mask_valid == 255)
         assert index.meta(number) == sample.meta
-    assert sorted(path.name for path in index.folder.iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == [
         "index.json", "pack.json", "problems.jsonl", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
     ]  # fmt: skip
 
@@ -57,11 +57,11 @@ def test_byte_planes_hold_the_same_labels_as_png(tmp_path: Path) -> None:
         assert batches[0].labels[name].equal(batches[1].labels[name])
     assert batches[0].mask_valid.equal(batches[1].mask_valid)
     assert not batches[0].mask_valid.all()
-    for before, after in zip(check_shards(png.folder).tasks, check_shards(zstd.folder).tasks, strict=True):
+    for before, after in zip(check_shards(tmp_path / "png").tasks, check_shards(tmp_path / "zstd").tasks, strict=True):
         assert (after.task, after.labels, after.known) == (before.task, before.labels, before.known)
         assert after.mean == pytest.approx(before.mean, rel=1e-5)
-    for index in (png, zstd):
-        contact_sheet(index, specs, 3, tmp_path / f"{index.folder.name}.png")
+    for name, index in (("png", png), ("zstd", zstd)):
+        contact_sheet(index, specs, 3, tmp_path / f"{name}.png")
     assert (tmp_path / "png.png").read_bytes() == (tmp_path / "zstd.png").read_bytes()
 
 
