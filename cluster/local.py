@@ -19,17 +19,19 @@ from cluster.env import RankEnv, free_port
 from configs.errors import UserError
 
 PARENT_VARIABLE = "MODSQUAD_LAUNCHER_PID"
+LOST_STATUS = 75  # of a rank that has lost another (EX_TEMPFAIL: worth another try)
 STOP_SECONDS = 60.0  # a rank that was asked to stop may first write a checkpoint
 _CAUSE_SECONDS = 3.0  # between the error of one rank and the last exit of those that lost it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_STOPPED = {status for number in (signal.SIGINT, signal.SIGTERM) for status in (-number, 128 + number)}
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_STOPPED = {status for number in _SIGNALS for status in (-number, 128 + number)}
 
 
 def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: Mapping[str, str] | None = None) -> int:
     """Run `command` as `ranks` processes that find each other, and wait for them; in the main thread.
 
-    The ranks share the cores that this process may use, unless the user has set OMP_NUM_THREADS. SIGINT and SIGTERM
-    are passed on to the ranks, which may first save; a second Ctrl-C kills them.
+    The ranks share the cores that this process may use, unless the user has set OMP_NUM_THREADS. SIGINT, SIGTERM and
+    SIGUSR2 are passed on to the ranks, which may first save; a second Ctrl-C kills them.
 
     Args:
         command: program and arguments, the same for every rank.
@@ -38,8 +40,8 @@ def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: M
         variables: further environment variables.
 
     Returns:
-        0 when all ranks succeed, else the status of the rank that failed first; the others are then stopped. 130 or
-        143 after SIGINT or SIGTERM, unless a rank failed otherwise.
+        0 when all ranks succeed, else the status of the rank that failed first; the others are then stopped. 128 +
+        signal after a signal, unless a rank failed otherwise.
 
     Raises:
         UserError: `log_folder` cannot be written, or the program cannot be started.
@@ -78,7 +80,7 @@ def die_with_launcher() -> None:
 
 @contextmanager
 def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to `processes`; yield the list of those that came.
+    """Pass SIGINT, SIGTERM and SIGUSR2 on to `processes`; yield the list of those that came.
 
     Ctrl-C reaches the ranks of a terminal without us, and would act at once if it came twice: so SIGTERM goes to them,
     which one that is stopping already only notes.
@@ -89,7 +91,7 @@ def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
         received.append(number)
         _signal_all(processes, signal.SIGKILL if received.count(signal.SIGINT) > 1 else signal.SIGTERM)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         yield received
     finally:
@@ -133,8 +135,9 @@ def _first_cause(processes: Sequence[subprocess.Popen[bytes]], failed: list[int]
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
     codes = [process.poll() for process in processes]
-    causes = (code for code in (2, -signal.SIGKILL) if code in codes)
-    return next((codes.index(code) for code in causes), failed[0])
+    causes = [code for code in (2, -signal.SIGKILL) if code in codes]
+    causes += [code for code in codes if code not in (None, 0, LOST_STATUS)]
+    return codes.index(causes[0]) if causes else failed[0]
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

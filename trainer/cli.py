@@ -1,7 +1,7 @@
 """The `modsquad` command.
 
-Exit status: 0 done; 2 a mistake that the user can mend, told in one line; 130 and 143 interrupted after a safe save;
-1 a fault of ours, with its traceback (`--debug` shows the traceback of every error).
+Exit status: 0 done; 2 a mistake that the user can mend, told in one line; 130, 140 and 143 interrupted after a safe
+save; 75 another rank was lost, try again; 1 a fault of ours, with its traceback (`--debug` shows that of every error).
 """
 
 import sys
@@ -95,20 +95,24 @@ def train(
     """Train; resume when the run folder holds a checkpoint. Alone: one process; or under torchrun, deepspeed, srun."""
     from configs.load import dump_config, load_config
 
-    resolved = load_config(config, overrides or [])
     if print_config:
         from trainer.cost_table import cost_comment
 
+        resolved = load_config(config, overrides or [])
         print(f"{dump_config(resolved)}\n{cost_comment(resolved)}", end="")
         return
     from cluster.env import detect
     from cluster.local import die_with_launcher
     from trainer.loop import Trainer
-    from trainer.rank_process import run_to_the_end
+    from trainer.rank_process import load_on_all, run_to_the_end
 
     die_with_launcher()
     env = detect()
-    sys.exit(run_to_the_end(lambda: Trainer(resolved, env).fit(), is_main=env.is_main, debug=_debugging()))
+
+    def action() -> None:
+        Trainer(load_on_all(lambda: load_config(config, overrides or []), env), env).fit()
+
+    sys.exit(run_to_the_end(action, env, debug=_debugging()))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from configs.schema import ParallelConfig, RunConfig
 from model.dispatch import ExpertGroup
 from trainer.master_state import LogicalState, MasterState, PartitionedMasterState, ReplicatedMasterState
 from trainer.optim import param_groups
-from trainer.process_groups import ProcessGroups, create_groups, join_world
+from trainer.process_groups import ProcessGroups, create_groups, join_world, leave_meeting
 
 # Read when deepspeed is imported: without it a line about the missing GPU goes to the terminal.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -91,7 +91,8 @@ def close_distributed() -> None:
     _registered.clear()
     if dist.is_initialized():
         deepspeed.comm.destroy_process_group()
-        gc.collect()  # the threads end with the last reference to their group, and engines refer to themselves
+    leave_meeting()
+    gc.collect()  # the threads end with the last reference to their group, and engines refer to themselves
 
 
 def expert_group(layout: Layout) -> ExpertGroup:
@@ -145,6 +146,11 @@ class Engine:
     def world_group(self) -> dist.ProcessGroup:
         """All ranks."""
         return self._groups.world
+
+    @property
+    def saving_group(self) -> dist.ProcessGroup:
+        """All ranks, for one thread beside that which trains."""
+        return self._groups.saving
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's forward."""

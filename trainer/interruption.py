@@ -1,7 +1,8 @@
-"""Ctrl-C and SIGTERM become a clean stop: all ranks agree on a step boundary, save and leave.
+"""Ctrl-C, SIGTERM and SIGUSR2 become a clean stop: all ranks agree on a step boundary, save and leave.
 
 A signal reaches the ranks at different moments, between different collectives. So a handler only takes a note; at the
-end of every step the ranks take the maximum of their notes, and act on it together.
+end of every step the ranks take the maximum of their notes, and act on it together. Schedulers warn by SIGTERM or, as
+submitit asks SLURM to, by SIGUSR2 before the time is over.
 """
 
 import signal
@@ -21,14 +22,14 @@ class Interrupted(Exception):
 
     @property
     def exit_status(self) -> int:
-        """128 + signal, as a shell reports it: 130 for SIGINT, 143 for SIGTERM."""
+        """128 + signal, as a shell reports it: 130 for SIGINT, 143 for SIGTERM, 140 for SIGUSR2."""
         return 128 + self.signal_number
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM while the context is open. A second SIGINT acts at once, without saving."""
+    """Notes SIGINT, SIGTERM and SIGUSR2 while the context is open. A second SIGINT acts at once, without saving."""
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self._noted = 0

@@ -15,6 +15,7 @@ from cluster.cpu import fair_threads, usable_core_numbers
 from cluster.env import RankEnv, choose_gpu
 from cluster.groups import Layout
 from configs.errors import UserError
+from trainer.meeting import Meeting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +26,17 @@ class ProcessGroups:
         world: all ranks.
         expert: the `layout.ep_size` consecutive ranks over which each expert layer is sharded.
         expert_data: the ranks, one of each expert group, that hold the same experts.
+        saving: all ranks, for checkpoints that are written while the other groups are in use.
     """
 
     layout: Layout
     world: dist.ProcessGroup
+    saving: dist.ProcessGroup
     expert: dist.ProcessGroup
     expert_data: dist.ProcessGroup
+
+
+_meeting: list[Meeting] = []  # of this process, while it is one of several ranks
 
 
 def join_world(env: RankEnv, timeout_seconds: float) -> None:
@@ -52,18 +58,31 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
         backend = "cpu:gloo,cuda:nccl"
     timeout = timedelta(seconds=timeout_seconds)
     if env.world == 1:
-        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
         return
+    meeting = Meeting(env, timeout_seconds)
+    _meeting.append(meeting)
+    meeting.wait_for_all()
+    store = dist.PrefixStore("world", meeting.store)  # type: ignore[attr-defined]  # likewise
     try:
-        dist.init_process_group(backend, init_method="env://", timeout=timeout)
-    except RuntimeError as error:  # also gloo's own, for a host name or an interface that does not exist
+        dist.init_process_group(backend, store=store, rank=env.rank, world_size=env.world, timeout=timeout)
+    except RuntimeError as error:  # gloo's own, for an interface that does not exist
         raise UserError(
-            f"rank {env.rank} of {env.world} could not meet the others at {env.master_addr}:{env.master_port} "
-            f"within {timeout_seconds:g} s: check that all ranks were started and that this address is reachable "
-            f"({str(error).splitlines()[0]})"
+            f"rank {env.rank} of {env.world} could not connect to the others: {str(error).splitlines()[0]}"
         ) from error
     _share_cores()
+
+
+def current_meeting() -> Meeting | None:
+    """Return where this rank has met the others; None for one process, and before that."""
+    return _meeting[-1] if _meeting else None
+
+
+def leave_meeting() -> None:
+    """Let go of the place where the ranks met, after the process groups; does nothing when there is none."""
+    while _meeting:
+        _meeting.pop().leave()
 
 
 def _share_cores() -> None:
@@ -82,13 +101,14 @@ def create_groups(layout: Layout, timeout_seconds: float) -> ProcessGroups:
     return ProcessGroups(
         layout=layout,
         world=_own_group([list(range(layout.world))], timeout),
+        saving=_own_group([list(range(layout.world))], timeout, backend="gloo"),
         expert=_own_group(layout.expert_groups(), timeout),
         expert_data=_own_group(layout.expert_data_groups(), timeout),
     )
 
 
-def _own_group(ranks_of_groups: list[list[int]], timeout: timedelta) -> dist.ProcessGroup:
+def _own_group(ranks_of_groups: list[list[int]], timeout: timedelta, backend: str | None = None) -> dist.ProcessGroup:
     """Create one group for each list of ranks and return the one that holds this rank."""
-    groups = [dist.new_group(ranks, timeout=timeout) for ranks in ranks_of_groups]
+    groups = [dist.new_group(ranks, timeout=timeout, backend=backend) for ranks in ranks_of_groups]
     own: dist.ProcessGroup = next(group for group in groups if group is not dist.GroupMember.NON_GROUP_MEMBER)
     return own

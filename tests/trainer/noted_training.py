@@ -61,4 +61,4 @@ def keys_of_steps(run_dir: Path) -> dict[int, list[str]]:
 if __name__ == "__main__":
     die_with_launcher()
     env = detect()
-    sys.exit(run_to_the_end(lambda: train(Path(sys.argv[1]), env, *sys.argv[2:]), is_main=env.is_main))
+    sys.exit(run_to_the_end(lambda: train(Path(sys.argv[1]), env, *sys.argv[2:]), env))

@@ -34,6 +34,6 @@ def test_handlers_come_back_and_a_second_ctrl_c_acts_at_once() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
 def test_exit_status_is_that_of_a_shell(number: int, status: int) -> None:
     assert Interrupted(number, step=3).exit_status == status

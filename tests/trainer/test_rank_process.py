@@ -24,20 +24,21 @@ def ending_with(error: Exception | None) -> None:
     [
         (None, 0, ""),
         (UserError("no space"), 2, "error: no space\n"),
+        (Interrupted(signal.SIGUSR2, 7), 140, "interrupted by SIGUSR2 after step 7; saved; the same command goes on"),
         (Interrupted(signal.SIGTERM, 7), 143, "interrupted by SIGTERM after step 7; saved; the same command goes on"),
     ],
 )
 def test_the_end_of_a_rank(error: Exception | None, status: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_to_the_end(lambda: ending_with(error), is_main=True) == status
+    assert run_to_the_end(lambda: ending_with(error), RankEnv()) == status
     assert not dist.is_initialized()
     assert capsys.readouterr().err.startswith(line)
 
 
 def test_debugging_shows_the_traceback_of_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_to_the_end(lambda: ending_with(UserError("no space")), is_main=True, debug=True) == 1
+    assert run_to_the_end(lambda: ending_with(UserError("no space")), RankEnv(), debug=True) == 1
     assert "Traceback" in capsys.readouterr().err
 
 
 def test_our_own_faults_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_to_the_end(lambda: 1 / 0, is_main=True)
+        run_to_the_end(lambda: 1 / 0, RankEnv())
