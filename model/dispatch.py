@@ -18,15 +18,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from configs.errors import UserError
-from model.expert_order import ExpertOrder, expert_order, inverse_of, permute_rows, sum_runs
+from model.exchange_plan import plan_exchange
+from model.expert_order import ExpertOrder, expert_order, permute_rows, sum_runs
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> the integer of that size
 
 
 @dataclass
 class TrafficMeter:
-    """Bytes that token exchange has moved between this rank and the others, forward and backward, since the start."""
+    """What token exchange has moved between this rank and the others, forward and backward, since the start.
+
+    Attributes:
+        sent_bytes, received_bytes: without what stayed on this rank.
+        exchanges: all-to-all collectives.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
+    exchanges: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Exchange(ABC):
     """One layer call's way between tokens at home and the experts' rows.
 
     Attributes:
-        order: the assignments that this rank's experts serve.
+        order: the assignments that this rank's experts serve; after `dispatch`.
     """
 
     order: ExpertOrder
@@ -126,49 +135,38 @@ class LocalExchange(Exchange):
 class RankExchange(Exchange):
     """Experts are sharded over a group of ranks.
 
-    Two small integer collectives set it up: how many rows and choices go where, then the expert of every choice. The
-    host waits for the device once, to learn the first. After that, each method is one variable-split all-to-all forward
-    and one backward.
+    Three collectives forward and two backward: how many rows and choices go where; the rows, with the gates and codes
+    of their experts in their last columns; the rows home; and the gradients of both the other way. Attention adds one
+    in each direction for queries and for head outputs. The host waits for the device once, to learn the counts.
     """
 
     def __init__(self, experts_SK: Tensor, num_experts: int, group: ExpertGroup) -> None:
-        tokens, self._top_k = experts_SK.shape
-        local = len(group.experts(num_experts))
-        self._slots = min(self._top_k, local)  # most experts of one rank that a token can have
-
-        owner_C, self._leave_C = (experts_SK.flatten() // local).sort(stable=True)
-        token_C = self._leave_C // self._top_k
-        first_C = _starts_run(owner_C * tokens + token_C)
-        ones_C = torch.ones_like(owner_C)
-        sent = owner_C.new_zeros(group.size, 2).index_add_(0, owner_C, torch.stack([first_C.long(), ones_C], dim=1))
-        received = _all_to_all_equal(sent, group)
-        rows_sent, choices_sent, rows_received, choices_received = torch.cat([sent, received], dim=1).T.tolist()
+        tokens, top_k = experts_SK.shape
+        self._local = len(group.experts(num_experts))
+        self._plan = plan = plan_exchange(experts_SK, num_experts, group.size)
+        received = _all_to_all_equal(plan.counts_R2, group)
+        rows_sent, choices_sent, rows_received, choices_received = torch.cat([plan.counts_R2, received], 1).T.tolist()
         self._rows = _Splits(rows_sent, rows_received, group)
         self._choices = _Splits(choices_sent, choices_received, group)
 
-        # One integer per choice says which local expert it is for, and in its last bit whether a new row begins.
-        expert_C = experts_SK.flatten()[self._leave_C] % local
-        code_A = _all_to_all((expert_C * 2 + first_C).int(), self._choices).long()
-        row_A, slot_A = _rows_and_slots(code_A % 2 == 1)
-        self.order = expert_order(code_A // 2, row_A, sum(rows_received), local)
-        self._cell_A = row_A * self._slots + slot_A  # where the gates of arriving rows are
-        row_C, slot_C = _rows_and_slots(first_C)
-        # Token of each row that leaves, owner-major; a row's choices all write the same.
-        self._token_M = token_C.new_empty(sum(rows_sent)).scatter_(0, row_C, token_C)
-        self._arrive_C = inverse_of(self._leave_C)
-        self._cell_C = (row_C * self._slots + slot_C)[self._arrive_C]
+        token_C = plan.leave_C // top_k
+        # Token of each row that leaves; a row's choices all write the same.
+        self._token_M = token_C.new_empty(sum(rows_sent)).scatter_(0, plan.row_C, token_C)
         home_M, self._place_M = self._token_M.sort(stable=True)
         self._bounds = torch.searchsorted(home_M, torch.arange(tokens + 1, device=home_M.device))
 
     def dispatch(self, x_SD: Tensor, gates_SK: Tensor) -> tuple[Tensor, Tensor]:
-        """Send each token once to each rank that holds some of its experts; its gates fill the row's last columns."""
+        """Send each token once to each rank that holds some of its experts; sets `order`."""
+        plan, shape = self._plan, (len(self._token_M), self._plan.slots)
         x_MD: Tensor = _Spread.apply(x_SD, self._token_M, self._place_M, self._bounds)  # type: ignore[no-untyped-call]
-        cells = x_SD.new_zeros(len(self._token_M) * self._slots)
-        cells = cells.scatter(0, self._cell_C, gates_SK.flatten().to(x_SD.dtype))
-        sent = torch.cat([x_MD, cells.view(-1, self._slots)], dim=1)
-        received: Tensor = _AllToAll.apply(sent, self._rows)  # type: ignore[no-untyped-call]
-        rows_MD, gates = torch.split(received, [x_SD.shape[1], self._slots], dim=1)
-        return rows_MD, gates.flatten().gather(0, self._cell_A)
+        leaving_C = permute_rows(gates_SK.flatten().to(x_SD.dtype), plan.leave_C, plan.arrive_C)
+        gates = x_SD.new_zeros(shape).flatten().scatter(0, plan.cell_C, leaving_C).view(shape)
+        codes = plan.cell_C.new_zeros(shape).flatten().scatter_(0, plan.cell_C, plan.expert_C + 1).view(shape)
+        rows_MD, gates, codes = _SendRows.apply(x_MD, gates, codes, self._rows)  # type: ignore[no-untyped-call]
+
+        code_A, cell_A = _used(codes.flatten(), sum(self._choices.received))
+        self.order = expert_order(code_A - 1, cell_A // plan.slots, len(rows_MD), self._local)
+        return rows_MD, gates.flatten().gather(0, cell_A)
 
     def combine(self, y_MD: Tensor) -> Tensor:
         """Send the rows home and sum them there."""
@@ -179,11 +177,11 @@ class RankExchange(Exchange):
     def choices_home(self, q_AF: Tensor) -> Tensor:
         """Send one row per assignment home, and put them in token-major order."""
         q_CF: Tensor = _AllToAll.apply(q_AF, self._choices.reversed())  # type: ignore[no-untyped-call]
-        return permute_rows(q_CF, self._arrive_C, self._leave_C)
+        return permute_rows(q_CF, self._plan.arrive_C, self._plan.leave_C)
 
     def choices_out(self, a_CF: Tensor) -> Tensor:
         """Send one row per choice to the rank of its expert."""
-        a_CF = permute_rows(a_CF, self._leave_C, self._arrive_C)
+        a_CF = permute_rows(a_CF, self._plan.leave_C, self._plan.arrive_C)
         a_AF: Tensor = _AllToAll.apply(a_CF, self._choices)  # type: ignore[no-untyped-call]
         return a_AF
 
@@ -212,18 +210,12 @@ class _Splits:
         return _Splits(self.received, self.sent, self.group)
 
 
-def _starts_run(key_C: Tensor) -> Tensor:
-    """Whether each element of an ascending key differs from the one before it."""
-    first_C = torch.ones_like(key_C, dtype=torch.bool)
-    first_C[1:] = key_C[1:] != key_C[:-1]
-    return first_C
-
-
-def _rows_and_slots(first_A: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the row of each assignment and its rank within the row, from where rows begin."""
-    place_A = torch.arange(len(first_A), device=first_A.device)
-    begin_A = torch.where(first_A, place_A, 0).cummax(0).values
-    return first_A.cumsum(0) - 1, place_A - begin_A
+def _used(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` codes that are not 0, and where they are; the host does not wait to count them."""
+    used = codes > 0
+    place = torch.where(used, used.cumsum(0) - 1, count)  # what is not used lands behind the end
+    cells = codes.new_empty(count + 1).scatter_(0, place, torch.arange(len(codes), device=codes.device))
+    return codes[cells[:count]], cells[:count]
 
 
 def _all_to_all(x: Tensor, splits: _Splits) -> Tensor:
@@ -231,6 +223,7 @@ def _all_to_all(x: Tensor, splits: _Splits) -> Tensor:
     group = splits.group
     dist.all_to_all_single(received, x.contiguous(), splits.received, splits.sent, group=group.process_group)
     row_bytes = x.element_size() * x.shape[1:].numel()
+    group.meter.exchanges += 1
     group.meter.sent_bytes += (sum(splits.sent) - splits.sent[group.rank]) * row_bytes
     group.meter.received_bytes += (sum(splits.received) - splits.received[group.rank]) * row_bytes
     return received
@@ -254,6 +247,26 @@ class _AllToAll(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _all_to_all(grad, ctx.splits.reversed()), None
+
+
+class _SendRows(torch.autograd.Function):
+    """Rows, gates and codes to their ranks in one exchange; codes travel as the bits of the rows' number type."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MD: Tensor, gates: Tensor, codes: Tensor, splits: _Splits) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.splits, ctx.columns = splits, [x_MD.shape[1], gates.shape[1]]
+        bits = _INTEGERS[x_MD.element_size()]
+        received = _all_to_all(torch.cat([x_MD, gates, codes.to(bits).view(x_MD.dtype)], dim=1), splits)
+        rows_MD, gates, codes = torch.split(received, [*ctx.columns, codes.shape[1]], dim=1)
+        codes = codes.contiguous().view(bits).long()
+        ctx.mark_non_differentiable(codes)
+        return rows_MD, gates, codes
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_MD: Tensor, grad_gates: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        grad = _all_to_all(torch.cat([grad_MD, grad_gates], dim=1), ctx.splits.reversed())
+        return *torch.split(grad, ctx.columns, dim=1), None, None
 
 
 class _Spread(torch.autograd.Function):

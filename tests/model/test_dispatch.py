@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import ExpertAttention
 from model.dispatch import ExpertGroup, TrafficMeter, make_exchange, sum_over_ranks
+from model.exchange_plan import exchange_bytes, plan_exchange
 from model.expert_order import expert_order, sum_runs
 from model.experts import ExpertMLP
 from model.router import Routing, TaskRouter
@@ -93,6 +94,7 @@ def layer_results(case: Case, rows: slice, group: ExpertGroup) -> dict[str, Tens
     results = {"y": y.detach(), "x": x.grad, "router": router.weight.grad}
     results |= {name: parameter.grad for name, parameter in layer.named_parameters()}
     results |= {"forward_bytes": torch.tensor(forward_bytes), "all_bytes": torch.tensor(group.meter.sent_bytes)}
+    results["exchanges"] = torch.tensor(group.meter.exchanges)
     assert all(result is not None for result in results.values())
     return {name: result for name, result in results.items() if result is not None}
 
@@ -137,7 +139,7 @@ def test_ranks_equal_one_process(world: int) -> None:
     for case, ranks in zip(todo, zip(*by_rank, strict=True), strict=True):
         together = merged(case, list(ranks))
         alone = layer_results(case, slice(None), ExpertGroup())
-        for name in alone.keys() - {"forward_bytes", "all_bytes"}:
+        for name in alone.keys() - {"forward_bytes", "all_bytes", "exchanges"}:
             # Routers are float32 inside, hence not 1e-12.
             assert relative_error(together[name], alone[name]) < 2e-6, (case, name)
         check_traffic(case, together)
@@ -156,11 +158,23 @@ def check_traffic(case: Case, together: dict[str, Tensor]) -> None:
         begin = end
     slots = min(case.top_k, EXPERTS // case.ep_size)
     counts = len(case.rows) * (case.ep_size - 1) * 2 * 8
-    setup = counts + 4 * choices
-    payload = 8 * (pairs * (WIDTH + slots + WIDTH) + (choices * 2 * 4 if case.kind == "attention" else 0))
-    assert together["forward_bytes"].item() == setup + payload
+    backward = 8 * (pairs * (WIDTH + slots + WIDTH) + (choices * 2 * 4 if case.kind == "attention" else 0))
+    forward = counts + backward + 8 * pairs * slots  # the codes of the experts
+    assert together["forward_bytes"].item() == forward
     forwards = 2 if case.recompute else 1
-    assert together["all_bytes"].item() == forwards * (setup + payload) + payload
+    assert together["all_bytes"].item() == forwards * forward + backward
+    if not case.recompute:
+        assert together["all_bytes"].item() == planned_bytes(case)
+    exchanges = {"mlp": (3, 2), "attention": (5, 4)}[case.kind]
+    assert together["exchanges"].item() == len(case.rows) * (forwards * exchanges[0] + exchanges[1])
+
+
+def planned_bytes(case: Case) -> int:
+    """What the plans of all ranks say will move, without moving anything."""
+    by_rank = layer_choices(case).split([rows * TOKENS for rows in case.rows])
+    sizes = {"width": WIDTH, "item_bytes": 8, "choice_width": 4 if case.kind == "attention" else 0}
+    plans = [plan_exchange(experts_SK, EXPERTS, case.ep_size) for experts_SK in by_rank]
+    return sum(exchange_bytes(plan, rank % case.ep_size, **sizes).moved for rank, plan in enumerate(plans))
 
 
 def layer_choices(case: Case) -> Tensor:
