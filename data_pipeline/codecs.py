@@ -1,12 +1,13 @@
 """Arrays to bytes and back: the members of a shard.
 
-Images are written as PNG, dense labels and masks as PNG (8 or 16 bit) or as byte planes (`data_pipeline.byte_planes`),
-vectors as npy, all without loss; JPEG and WebP images and dense npy labels are read too. A member's suffix tells its
-format, so the labels of one folder may be of several. A PNG's depth is taken from its own header: image libraries
-reduce some 16-bit files to 8 bits without a word, and a label of the wrong depth would train a wrong model.
+Images are written as PNG, JPEG or WebP; dense labels and masks as PNG (8 or 16 bit) or as byte planes
+(`data_pipeline.byte_planes`) and vectors as npy, all without loss; dense npy labels are read too. A member's suffix
+tells its format, so the labels of one folder may be of several. A PNG's depth is taken from its own header: image
+libraries reduce some 16-bit files to 8 bits without a word, and a label of the wrong depth would train a wrong model.
 """
 
 import io
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -25,21 +26,69 @@ LABEL_SUFFIXES = ("png", "npy", byte_planes.SUFFIX)
 LabelCodec = Literal["png", "zstd"]
 """How dense labels and masks are written: PNG, or byte planes compressed by Zstandard."""
 
+ImageFormat = Literal["png", "jpeg", "webp"]
+
 _SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *LABEL_SUFFIXES)))
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Channels per colour type, PNG specification (ISO/IEC 15948) table 11.1; type 3 is a palette.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 
-def encode_image(rgb: NDArray[np.uint8]) -> tuple[str, bytes]:
-    """Encode an (H, W, 3) uint8 image without loss; return the suffix of its member and the bytes.
+@dataclass(frozen=True)
+class ImageCodec:
+    """How images are written.
+
+    Attributes:
+        format: png is without loss; jpeg keeps colours at full resolution (4:4:4), webp halves it (4:2:0).
+        quality: 1 to 100, for jpeg and webp; 100 is without loss for webp, the best that jpeg can do.
 
     Raises:
-        UserError: another shape or dtype.
+        UserError: another quality.
     """
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
-        raise UserError(f"an image must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
-    return "png", _encode_png(rgb)
+
+    format: ImageFormat = "png"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"image quality {self.quality}: give 1 to 100")
+
+    @property
+    def name(self) -> str:
+        """Equal for codecs that write equal bytes: png, jpeg-95, webp-95, webp-lossless."""
+        if self.format == "png":
+            return "png"
+        return f"{self.format}-{'lossless' if self._lossless_webp else self.quality}"
+
+    def encode(self, rgb: NDArray[np.uint8]) -> tuple[str, bytes]:
+        """Encode an (H, W, 3) uint8 image; return the suffix of its member and the bytes.
+
+        Raises:
+            UserError: another shape or dtype, or an image too large for the format.
+        """
+        if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+            raise UserError(f"an image must be (H, W, 3) uint8, not {rgb.shape} {rgb.dtype}")
+        rgb = np.ascontiguousarray(rgb)
+        try:
+            match self.format:
+                case "png":
+                    return "png", _encode_png(rgb)
+                case "jpeg":
+                    return "jpg", simplejpeg.encode_jpeg(rgb, self.quality, "RGB", "444", fastdct=False)
+                case "webp":
+                    buffer = io.BytesIO()
+                    quality = {"lossless": True} if self._lossless_webp else {"quality": self.quality}
+                    Image.fromarray(rgb).save(buffer, format="WEBP", **quality)
+                    return "webp", buffer.getvalue()
+        except ValueError as error:
+            raise UserError(f"an image of {rgb.shape[:2]} pixels cannot be stored as {self.name} ({error})") from None
+
+    @property
+    def _lossless_webp(self) -> bool:
+        return self.format == "webp" and self.quality == 100
+
+
+PNG = ImageCodec()
 
 
 def encode_mask(mask: NDArray[np.uint8], codec: LabelCodec = "png") -> tuple[str, bytes]:

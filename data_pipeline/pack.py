@@ -18,7 +18,7 @@ from pathlib import Path
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.tasks import get_task
-from data_pipeline.codecs import LabelCodec, encode_label
+from data_pipeline.codecs import PNG, ImageCodec, LabelCodec, encode_label
 from data_pipeline.processes import run_in_processes
 from data_pipeline.sample import Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, write_index
@@ -61,6 +61,7 @@ def pack(
     workers: int = 1,
     samples_per_shard: int = 256,
     label_codec: LabelCodec = "png",
+    image_codec: ImageCodec = PNG,
     facts: Sequence[str] = (),
     strict: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -75,6 +76,7 @@ def pack(
         workers: processes; 1 packs in this one.
         samples_per_shard: upper bound; the samples are spread evenly over the fewest shards.
         label_codec: how dense labels and masks are stored.
+        image_codec: how images are stored.
         facts: lines about the source as a whole, which `data_pipeline.check` shows again.
         strict: raise at the first problem instead of listing it.
         on_progress: called after every sample with the number of samples done so far, those of finished shards
@@ -93,7 +95,7 @@ def pack(
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give another one") from None
     with _space_explained(out), _locked(out):
-        job = _Job(source, out, samples_per_shard, label_codec, tuple(facts), strict)
+        job = _Job(source, out, samples_per_shard, label_codec, image_codec, tuple(facts), strict)
         _claim_folder(job)
         if not (out / INDEX_FILE).is_file():
             _write_missing_shards(job, workers, on_progress)
@@ -118,6 +120,7 @@ class _Job:
         out: folder of the shards.
         samples_per_shard: upper bound.
         label_codec: how dense labels and masks are stored.
+        image_codec: how images are stored.
         facts: lines about the source.
         strict: raise at the first problem.
     """
@@ -126,6 +129,7 @@ class _Job:
     out: Path
     samples_per_shard: int
     label_codec: LabelCodec
+    image_codec: ImageCodec
     facts: tuple[str, ...]
     strict: bool
 
@@ -182,7 +186,7 @@ class _Job:
     def _write_shard(self, path: Path, samples: Iterable[Sample], problems: list[Problem]) -> ShardEntry | None:
         """Write the samples; None, and no file, if nothing can be written."""
         try:
-            with ShardWriter(path, self.label_codec) as writer:
+            with ShardWriter(path, self.label_codec, self.image_codec) as writer:
                 if not sum([self._write_sample(writer, sample, problems) for sample in samples]):
                     raise _NothingWrittenError
         except _NothingWrittenError:
@@ -244,6 +248,7 @@ def _claim_folder(job: _Job) -> None:
             "samples": len(job.source),
             "samples_per_shard": job.samples_per_shard,
             "label_codec": job.label_codec,
+            "image_codec": job.image_codec.name,
             "facts": job.facts,
         }
     )

@@ -16,7 +16,7 @@ import webdataset
 from configs.atomic import atomic_path, sync_folder
 from configs.errors import UserError
 from configs.tasks import TASKS, get_task
-from data_pipeline.codecs import LabelCodec, encode_image, encode_label, encode_mask
+from data_pipeline.codecs import PNG, ImageCodec, LabelCodec, encode_label, encode_mask
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index
 from data_pipeline.sample import AnyArray, Sample
@@ -37,15 +37,17 @@ class ShardWriter:
         path: the shard, `<name>.tar`.
     """
 
-    def __init__(self, path: Path, label_codec: LabelCodec = "png") -> None:
+    def __init__(self, path: Path, label_codec: LabelCodec = "png", image_codec: ImageCodec = PNG) -> None:
         """Prepare to write.
 
         Args:
             path: the shard; its folder must exist.
             label_codec: how dense labels and masks are stored.
+            image_codec: how images are stored.
         """
         self.path = path
         self._label_codec = label_codec
+        self._image_codec = image_codec
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._entry: ShardEntry | None = None
         self._side = 0
@@ -96,7 +98,7 @@ class ShardWriter:
         if not _KEY.fullmatch(sample.key):
             raise UserError(f"sample key '{sample.key}' may hold letters, digits, '_', '-' and '/' only: rename it")
         try:
-            encoded = {IMAGE_FIELD: encode_image(sample.rgb)}
+            encoded = {IMAGE_FIELD: self._image_codec.encode(sample.rgb)}
             encoded |= {
                 task: encode_label(get_task(task), label, self._label_codec) for task, label in sample.labels.items()
             }

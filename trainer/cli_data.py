@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from data_pipeline.codecs import ImageCodec
     from data_pipeline.pack import PackReport, Source
     from data_pipeline.taskonomy_splits import Split
 
@@ -26,6 +27,14 @@ PerShard = Annotated[int, typer.Option("--samples-per-shard", min=1, help="At mo
 LabelCodec = Annotated[
     Literal["png", "zstd"], typer.Option(help="Dense labels as PNG, or as Zstandard byte planes: faster to read.")
 ]
+ImageFormat = Annotated[
+    Literal["png", "jpeg", "webp"],
+    typer.Option("--image-codec", help="Images as PNG, without loss; as JPEG (4:4:4), fastest to read; or as WebP."),
+]
+ImageQuality = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, help="Of JPEG and WebP; WebP at 100 is without loss.", show_default="95"),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad label or view instead of listing it.")]
 
 
@@ -38,12 +47,21 @@ def rooms(
     workers: Workers = 2,
     samples_per_shard: PerShard = 128,
     label_codec: LabelCodec = "png",
+    image_codec: ImageFormat = "png",
+    image_quality: ImageQuality = None,
 ) -> None:
     """Make procedural rooms with labels of all 18 tasks."""
     from data_pipeline.rooms.source import RoomsSource
 
     source = RoomsSource(images=images, size=size, seed=seed)
-    pack_with_progress(source, out, workers=workers, samples_per_shard=samples_per_shard, label_codec=label_codec)
+    pack_with_progress(
+        source,
+        out,
+        workers=workers,
+        samples_per_shard=samples_per_shard,
+        label_codec=label_codec,
+        image_codec=_image_codec(image_codec, image_quality),
+    )
 
 
 @pack_app.command()
@@ -71,6 +89,8 @@ def taskonomy(
     workers: Workers = 2,
     samples_per_shard: PerShard = 1000,
     label_codec: LabelCodec = "png",
+    image_codec: ImageFormat = "png",
+    image_quality: ImageQuality = None,
     strict: Strict = False,
 ) -> None:
     """Convert Taskonomy or omnidata: samples joined by (building, point, view), partial labels kept."""
@@ -91,6 +111,7 @@ def taskonomy(
         workers=workers,
         samples_per_shard=samples_per_shard,
         label_codec=label_codec,
+        image_codec=_image_codec(image_codec, image_quality),
         facts=source.facts,
         strict=strict,
     )
@@ -106,6 +127,8 @@ def pascal_context(
     workers: Workers = 2,
     samples_per_shard: PerShard = 250,
     label_codec: LabelCodec = "png",
+    image_codec: ImageFormat = "png",
+    image_quality: ImageQuality = None,
     strict: Strict = False,
 ) -> None:
     """Convert PASCAL-Context: five tasks of one split, images scaled to squares, partial labels kept."""
@@ -122,6 +145,7 @@ def pascal_context(
         workers=workers,
         samples_per_shard=samples_per_shard,
         label_codec=label_codec,
+        image_codec=_image_codec(image_codec, image_quality),
         facts=source.facts,
         strict=strict,
     )
@@ -172,6 +196,7 @@ def pack_with_progress(
     workers: int,
     samples_per_shard: int,
     label_codec: Literal["png", "zstd"] = "png",
+    image_codec: ImageCodec | None = None,
     facts: Sequence[str] = (),
     strict: bool = False,
 ) -> PackReport:
@@ -180,6 +205,7 @@ def pack_with_progress(
     Raises:
         UserError: see `data_pipeline.pack.pack`.
     """
+    from data_pipeline.codecs import PNG
     from data_pipeline.pack import pack
     from data_pipeline.source import PROBLEMS_FILE
 
@@ -193,6 +219,7 @@ def pack_with_progress(
             workers=workers,
             samples_per_shard=samples_per_shard,
             label_codec=label_codec,
+            image_codec=image_codec or PNG,
             facts=facts,
             strict=strict,
             on_progress=lambda done: progress.update(bar, completed=done),
@@ -209,6 +236,17 @@ def pack_with_progress(
             style="yellow",
         )
     return report
+
+
+def _image_codec(image_format: Literal["png", "jpeg", "webp"], quality: int | None) -> ImageCodec:
+    from configs.errors import UserError
+    from data_pipeline.codecs import ImageCodec
+
+    if quality is None:
+        return ImageCodec(image_format)
+    if image_format == "png":
+        raise UserError("PNG has no quality: give --image-codec jpeg or webp with --image-quality")
+    return ImageCodec(image_format, quality)
 
 
 def _split(names: str) -> list[str]:

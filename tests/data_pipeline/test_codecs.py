@@ -14,11 +14,13 @@ from PIL import Image
 from configs.errors import UserError
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.codecs import (
+    PNG,
+    ImageCodec,
+    ImageFormat,
     LabelCodec,
     decode_image,
     decode_label,
     decode_member,
-    encode_image,
     encode_label,
     encode_mask,
     image_shape,
@@ -58,12 +60,49 @@ def test_labels_survive_exactly(task: str, codec: LabelCodec, height: int, width
 def test_image_and_mask_survive_exactly() -> None:
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    suffix, data = encode_image(rgb)
+    suffix, data = PNG.encode(rgb)
     np.testing.assert_array_equal(decode_image(suffix, data, WHERE), rgb)
     assert image_shape(suffix, data, WHERE) == (9, 7)
     mask = np.array([[0, 255], [255, 0]], np.uint8)
     for codec in CODECS:
         np.testing.assert_array_equal(decode_member(*encode_mask(mask, codec), WHERE), mask)
+
+
+def photograph() -> NDArray[np.uint8]:
+    """Smooth in brightness, with coloured stripes one pixel wide, which halved chroma would blend."""
+    rows, columns = np.mgrid[:48, :64]
+    red, blue = np.where(columns % 2, 200, 60), np.where(columns % 2, 60, 200)
+    return np.stack([red, 60 + 2 * rows, blue], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "quality", "suffix", "furthest"),
+    [("png", 1, "png", 0), ("webp", 100, "webp", 0), ("jpeg", 95, "jpg", 12), ("jpeg", 30, "jpg", 90)],
+)
+def test_images_are_as_good_as_their_codec(image_format: ImageFormat, quality: int, suffix: str, furthest: int) -> None:
+    rgb = photograph()
+    found, data = ImageCodec(image_format, quality).encode(rgb[:, ::-1][:, ::-1])
+    assert found == suffix
+    assert image_shape(suffix, data, WHERE) == rgb.shape[:2]
+    difference = np.abs(decode_image(suffix, data, WHERE).astype(int) - rgb).max()
+    assert furthest / 4 <= difference <= furthest
+
+
+def test_quality_costs_bytes_and_names_tell_equal_bytes() -> None:
+    rgb = photograph()
+    for image_format in ("jpeg", "webp"):
+        sizes = [len(ImageCodec(image_format, quality).encode(rgb)[1]) for quality in (20, 60, 95)]
+        assert sizes == sorted(set(sizes))
+    assert len({ImageCodec("png", quality).name for quality in (5, 95)}) == 1
+    assert [ImageCodec("jpeg", 100).name, ImageCodec("webp", 100).name] == ["jpeg-100", "webp-lossless"]
+    assert [ImageCodec("jpeg").name, ImageCodec("webp").name] == ["jpeg-95", "webp-95"]
+    with pytest.raises(UserError, match="image quality 101: give 1 to 100"):
+        ImageCodec("jpeg", 101)
+
+
+def test_an_image_too_large_for_webp_is_refused() -> None:
+    with pytest.raises(UserError, match=r"\(1, 16384\) pixels cannot be stored as webp-95"):
+        ImageCodec("webp").encode(np.zeros((1, 16384, 3), np.uint8))
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [("jpg", "JPEG"), ("webp", "WEBP")])
@@ -107,7 +146,7 @@ def test_a_wrong_depth_or_channel_count_is_refused(task: str, array: NDArray[Any
 
 
 def test_sixteen_bit_colour_is_refused_rather_than_cut_to_eight() -> None:
-    _, data = encode_image(np.zeros((2, 2, 3), np.uint8))
+    _, data = PNG.encode(np.zeros((2, 2, 3), np.uint8))
     forged = data[:24] + b"\x10" + data[25:]
     with pytest.raises(UserError, match="PNG of 16 bits and 3 channels"):
         decode_label(TASKS["normal"], "png", forged, WHERE)
@@ -155,7 +194,7 @@ def test_lossy_labels_and_unknown_formats_are_refused() -> None:
 
 def test_wrong_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"\(H, W, 3\) uint8"):
-        encode_image(np.zeros((4, 4), np.uint8))
+        PNG.encode(np.zeros((4, 4), np.uint8))
     with pytest.raises(UserError, match=r"\(H, W\) uint8"):
         encode_mask(np.zeros((4, 4, 3), np.uint8))
 

@@ -10,6 +10,7 @@ import pytest
 from configs.errors import UserError
 from configs.tasks import TASKS
 from data_pipeline.check import check_shards
+from data_pipeline.codecs import ImageCodec
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
 from data_pipeline.plan import Slot
@@ -63,6 +64,21 @@ def test_byte_planes_hold_the_same_labels_as_png(tmp_path: Path) -> None:
     for name, index in (("png", png), ("zstd", zstd)):
         contact_sheet(index, specs, 3, tmp_path / f"{name}.png")
     assert (tmp_path / "png.png").read_bytes() == (tmp_path / "zstd.png").read_bytes()
+
+
+def test_images_as_jpeg_and_webp(tmp_path: Path) -> None:
+    for image_format, suffix in (("jpeg", "jpg"), ("webp", "webp")):
+        codec = ImageCodec(image_format, 100)
+        pack(RandomSource(3), tmp_path / suffix, image_codec=codec)
+        pack(RandomSource(3), tmp_path / suffix, image_codec=codec)
+        index = ShardIndex.load(tmp_path / suffix)
+        assert index.suffix(0, "rgb") == suffix
+        for number, key in enumerate(index.keys):
+            difference = np.abs(index.image(number).astype(int) - random_sample(int(key[-4:])).rgb)
+            assert difference.max() <= (0 if image_format == "webp" else 5)
+        assert check_shards(tmp_path / suffix).samples == 3
+    with pytest.raises(UserError, match=r'"image_codec": "webp-lossless".* not of .*"image_codec": "webp-99"'):
+        pack(RandomSource(3), tmp_path / "webp", image_codec=ImageCodec("webp", 99))
 
 
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
@@ -144,6 +160,8 @@ def test_another_packing_or_foreign_shards_are_not_mixed(tmp_path: Path) -> None
         pack(RandomSource(6), tmp_path / "a")
     with pytest.raises(UserError, match=r'"png".* not of .*"zstd"'):
         pack(RandomSource(5), tmp_path / "a", label_codec="zstd")
+    with pytest.raises(UserError, match=r'"image_codec": "png".* not of .*"image_codec": "jpeg-90"'):
+        pack(RandomSource(5), tmp_path / "a", image_codec=ImageCodec("jpeg", 90))
     (tmp_path / "a" / "pack.json").write_text("?")
     with pytest.raises(UserError, match=r"holds a packing of \?, not of .*random-5"):
         pack(RandomSource(5), tmp_path / "a")

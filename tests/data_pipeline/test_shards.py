@@ -13,7 +13,7 @@ import pytest
 
 from configs.errors import UserError
 from configs.tasks import TASKS
-from data_pipeline.codecs import encode_image, encode_label
+from data_pipeline.codecs import PNG, encode_label
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, build_index, write_index
 from tests.data_pipeline.children import can_mount, run_with_mounts
@@ -262,7 +262,7 @@ def test_a_shard_cut_after_loading_is_found_on_reading(folder: Path) -> None:
 
 @pytest.mark.parametrize("facts", [b"{", b"\xff", b'["abc"]', b"7"])
 def test_damaged_facts_are_named(tmp_path: Path, facts: bytes) -> None:
-    _, rgb = encode_image(make_sample(0).rgb)
+    _, rgb = PNG.encode(make_sample(0).rgb)
     write_tar(tmp_path / "x.tar", [("k.rgb.png", rgb), ("k.meta.json", facts)])
     build_index(tmp_path)
     with pytest.raises(UserError, match=r"sample k, member meta is not a JSON object"):
@@ -291,7 +291,7 @@ def foreign_members(count: int) -> list[tuple[str, bytes]]:
     members = []
     for number in range(count):
         sample = make_sample(number)
-        _, rgb = encode_image(sample.rgb)
+        _, rgb = PNG.encode(sample.rgb)
         _, depth = encode_label(TASKS["depth_zbuffer"], sample.labels["depth_zbuffer"])
         members += [(f"k{number}.RGB.png", rgb), (f"k{number}.depth_zbuffer.png", depth), ("readme", b"hello")]
     return members
@@ -312,7 +312,7 @@ def test_foreign_tars_are_indexed(tmp_path: Path) -> None:
 
 
 def test_foreign_labels_of_another_size_are_named(tmp_path: Path) -> None:
-    _, rgb = encode_image(make_sample(0).rgb)
+    _, rgb = PNG.encode(make_sample(0).rgb)
     _, depth = encode_label(TASKS["depth_zbuffer"], np.zeros((4, 5), np.uint16))
     write_tar(tmp_path / "x.tar", [("k.rgb.png", rgb), ("k.depth_zbuffer.png", depth)])
     build_index(tmp_path)

@@ -48,6 +48,17 @@ def test_rooms_as_byte_planes(tmp_path: Path) -> None:
     assert ShardIndex.load(tmp_path).suffix(0, "normal") == "plz"
 
 
+def test_rooms_with_images_as_jpeg(tmp_path: Path) -> None:
+    options = ("--images", "1", "--size", "32", "--workers", "1")
+    run("rooms", tmp_path / "a", *options, "--image-codec", "jpeg", "--image-quality", "90")
+    assert ShardIndex.load(tmp_path / "a").suffix(0, "rgb") == "jpg"
+    run("rooms", tmp_path / "b", *options, "--image-codec", "webp")
+    assert ShardIndex.load(tmp_path / "b").suffix(0, "rgb") == "webp"
+    assert '"image_codec": "webp-95"' in (tmp_path / "b" / "pack.json").read_text()
+    with pytest.raises(UserError, match="PNG has no quality"):
+        run("rooms", tmp_path / "c", *options, "--image-quality", "90")
+
+
 def test_an_official_split_of_taskonomy(tmp_path: Path) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     for domain, dtype, shape in (("rgb", np.uint8, (16, 16, 3)), ("depth_zbuffer", np.uint16, (16, 16))):
@@ -57,13 +68,13 @@ def test_an_official_split_of_taskonomy(tmp_path: Path) -> None:
     table = tmp_path / "mine.csv"
     table.write_bytes(b"id,train,val,test\rallensville,1,0,0\rhanson,1,0,0\rmerom,0,1,0")
     options = ("--size", "16", "--workers", "1", "--split-csv", str(table))
-    chosen = ("--split", "tiny", "--label-codec", "zstd", "--classes", "selected")
+    chosen = ("--split", "tiny", "--label-codec", "zstd", "--classes", "selected", "--image-codec", "jpeg")
     text = run("pack", "taskonomy", raw, out, *options, *chosen)
     assert "1 samples in 1 shards\nofficial split tiny, part train\ntrain: 2 buildings listed (published: 25)" in text
     assert "left out: 1 labels or samples" in text
     assert "hanson" in text
     index = ShardIndex.load(out)
-    assert index.suffix(0, "depth_zbuffer") == "plz"
+    assert (index.suffix(0, "rgb"), index.suffix(0, "depth_zbuffer")) == ("jpg", "plz")
     assert "train: 2 buildings listed (published: 25)" in run("check", out)
     with pytest.raises(UserError, match="give --split too"):
         run("pack", "taskonomy", raw, tmp_path / "other", *options)
