@@ -39,6 +39,7 @@ class Telemetry:
 
     Attributes:
         url: where they are served; None: nowhere.
+        port: of the server; None without one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Telemetry:
             registry.register(self._run)
         self._target: Path | None = None
         self.url: str | None = None
+        self.port: int | None = None
         if config.port is not None:
             self._serve(registry, config, env.local_rank)
             self._announce(run_dir, config, env)
@@ -136,14 +138,15 @@ class Telemetry:
                 f"{'another program listens there' if taken else error}): choose another telemetry.port (0: any that "
                 "is free) or telemetry.address, or telemetry.port=null for none"
             ) from None
-        self.url = f"http://{_host(config.address)}:{self._server.server_port}/metrics"
+        self.port = self._server.server_port
+        self.url = f"http://{_host(config.address)}:{self.port}/metrics"
 
     def _announce(self, run_dir: Path, config: TelemetryConfig, env: RankEnv) -> None:
         folder = run_dir / TARGETS
         if env.is_main:
             remove_targets(run_dir, first_rank=env.world)
         group = {
-            "targets": [f"{_host(config.address)}:{self._server.server_port}"],
+            "targets": [f"{_host(config.address)}:{self.port}"],
             "labels": {"run": run_dir.name, "rank": str(env.rank), "node": socket.gethostname()},
         }
         self._target = folder / f"rank_{env.rank:05d}.json"
