@@ -69,7 +69,8 @@ class TaskSpec:
         loss: training loss.
         metrics: what evaluation reports; the first one is *the* metric of the task.
         uses_mask_valid: pixels that the sample's `mask_valid` excludes carry no loss and no metric.
-        negates_x_on_flip: a horizontal flip negates target channel 0 (x of a normal).
+        oriented: channels 0 and 1 of the label are a direction in the image, right and down (or left and up), stored as
+            bytes: a mirrored image mirrors it, a turned one turns it (normals).
         interpolation: how geometric transforms resample the stored label.
         picture: how reports draw it.
         class_names: names of the classes, where there are few enough to list.
@@ -89,7 +90,7 @@ class TaskSpec:
     loss: LossKind
     metrics: tuple[MetricKind, ...]
     uses_mask_valid: bool = False
-    negates_x_on_flip: bool = False
+    oriented: bool = False
     interpolation: Literal["nearest", "bilinear", "none"] = "nearest"
     picture: Picture
     class_names: tuple[str, ...] = ()
@@ -226,7 +227,7 @@ _TASKONOMY = (
         loss="cosine",
         metrics=("mean_angle_deg",),
         uses_mask_valid=True,
-        negates_x_on_flip=True,
+        oriented=True,
         picture="rgb_vector",
     ),
     TaskSpec(
@@ -322,7 +323,7 @@ _PASCAL_CONTEXT = (
         target="unit_vector",
         loss="cosine",
         metrics=("mean_angle_deg",),
-        negates_x_on_flip=True,
+        oriented=True,
         picture="rgb_vector",
     ),
     TaskSpec(

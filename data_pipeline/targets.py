@@ -2,8 +2,8 @@
 
 The mapping of each task follows from its row (`configs.tasks.TaskSpec.target`); constants of the Taskonomy rows are
 those of its official configurations. Every dense target comes with a mask: False where the stored value means
-"unknown", where the sample's `mask_valid` excludes the pixel (tasks of geometry only), and for class ids outside the
-table. Values are finite everywhere, so a masked pixel can be multiplied by zero.
+"unknown", where the sample's `mask_valid` excludes the pixel (tasks of geometry only), outside the image, and for class
+ids outside the table. Values are finite everywhere, so a masked pixel can be multiplied by zero.
 
 Shapes: B images, P pairs, p pairs of one task, C channels of the target, H, W pixels.
 """
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from configs.tasks import TargetKind, TaskSpec
 from data_pipeline.batch import Batch
+from data_pipeline.photometric import change_colours
 from data_pipeline.transforms import apply_geometry, pair_images, widen
 
 DEPTH_CODES = 2**16
@@ -61,7 +62,9 @@ class Prepared:
 
 
 def prepare_batch(batch: Batch, tasks: Sequence[TaskSpec], size: int) -> Prepared:
-    """Apply the batch's crops and flips, resize to `size` pixels and map everything to floats, on the batch's device.
+    """Change geometry and colours as the batch says, resize to `size` pixels and map everything to floats.
+
+    All on the batch's device. Pixels outside the image are 0, the middle of the range, and unknown to all tasks.
 
     Args:
         batch: a micro-batch as the loader yields it; `tasks` is the order that its `pair_task` counts.
@@ -70,16 +73,22 @@ def prepare_batch(batch: Batch, tasks: Sequence[TaskSpec], size: int) -> Prepare
     """
     batch = apply_geometry(batch, tasks, size)
     targets = {
-        spec.name: to_target(spec, batch.labels[spec.name], batch.mask_valid[image])
+        spec.name: to_target(
+            spec,
+            batch.labels[spec.name],
+            batch.mask_valid[image],
+            None if batch.inside is None else batch.inside[image],
+        )
         for spec, image in zip(tasks, pair_images(batch, tasks), strict=True)
     }
-    return Prepared(
-        prepare_images(batch.images), targets, batch.pair_image, batch.pair_task, batch.global_pairs, batch.keys
-    )
+    images = prepare_images(change_colours(batch.images, batch.photometric, batch.inside))
+    if batch.inside is not None:
+        images = images * batch.inside.unsqueeze(1)
+    return Prepared(images, targets, batch.pair_image, batch.pair_task, batch.global_pairs, batch.keys)
 
 
 def prepare_images(images: Tensor) -> Tensor:
-    """Map uint8 (B, 3, H, W) to float32 in [-1, 1]: x / 127.5 - 1."""
+    """Map colours from 0 to 255, (B, 3, H, W), to float32 in [-1, 1]: x / 127.5 - 1."""
     return images.to(torch.float32) / 127.5 - 1.0
 
 
@@ -88,13 +97,14 @@ def depth_metres(log_depth: Tensor) -> Tensor:
     return torch.expm1(log_depth * math.log(DEPTH_CODES)) / CODES_PER_METRE
 
 
-def to_target(spec: TaskSpec, stored: Tensor, mask_valid: Tensor) -> Target:
+def to_target(spec: TaskSpec, stored: Tensor, mask_valid: Tensor, inside: Tensor | None = None) -> Target:
     """Map stored labels to targets, by the rule that `spec.target` names.
 
     Args:
         spec: the task's row.
         stored: labels in the task's encoding: dense (p, channels, H, W), vectors (p, C); p may be 0.
         mask_valid: (p, H, W) bool, read only if `spec.uses_mask_valid`.
+        inside: (p, H, W) bool, False where nothing is known of any dense task; None: nowhere.
     """
     stored = widen(stored)
     if not spec.dense:
@@ -102,6 +112,8 @@ def to_target(spec: TaskSpec, stored: Tensor, mask_valid: Tensor) -> Target:
     mask = _known(spec, stored)
     if spec.uses_mask_valid:
         mask = mask & mask_valid.unsqueeze(1)
+    if inside is not None:
+        mask = mask & inside.unsqueeze(1)
     values = _VALUES[spec.target](spec, stored)
     if spec.blur_fraction:
         values = blur(values, mask, spec.blur_fraction * values.shape[-2])

@@ -1,47 +1,32 @@
-"""Joint geometry of images, masks and labels, batched on the device: crop, resize and mirror in one resampling.
+"""Joint geometry of images, masks and labels, batched on the device: crop, zoom, turn, resize and mirror in one step.
 
-Every output pixel reads the source once, so a crop that is mirrored and resized is not resampled three times. Ids,
-depths and normals take the nearest stored value, exactly; images and smooth maps are averaged with a triangle filter
-(anti-aliased when shrinking) whose two axes are matrix products. No branch depends on device data, so nothing waits
-for the device; a full crop at the stored side without mirroring returns every value unchanged.
+What a label does follows from its row of the task table. Ids, depths and normals take the nearest stored value;
+images and smooth maps are averaged (`data_pipeline.resampling`). A direction in the image (normals) is mirrored and
+turned with it. Every other value stays what it was: depths are not rescaled by a zoom, as is usual, and edges get as
+thick as the zoom makes them. A full window at the stored side, neither turned nor mirrored, returns every value
+unchanged.
 
 Shapes: B images, P pairs, p pairs of one task, C channels, S stored side, Z output side, all in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
-
-
-@dataclass(frozen=True)
-class _Sampling:
-    """Where each output pixel of each image reads the source.
-
-    Attributes:
-        rows, columns: (B, Z) int64, the nearest source pixel.
-        row_weights, column_weights: (B, Z, S) float32, the triangle filter over source pixels; rows sum to 1.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    row_weights: Tensor
-    column_weights: Tensor
-
-    def of_images(self, image: Tensor) -> "_Sampling":
-        """Return the sampling of the images `image` (p,), one row each."""
-        return _Sampling(*(value[image] for value in vars(self).values()))
+from data_pipeline.resampling import Resampling, resampling
 
 
 def apply_geometry(batch: Batch, tasks: Sequence[TaskSpec], size: int) -> Batch:
-    """Return the batch cropped, resized to `size` x `size` and mirrored as its `crop` and `flip` say.
+    """Return the batch at `size` x `size` pixels, as its `crop`, `rotation` and `flip` say.
 
     Images, `mask_valid` and the labels of dense tasks stay in stored form, except that uint16 widens to int32, on which
-    torch has all operations. `flip` and `crop` of the result are neutral: applying it again changes nothing.
+    torch has all operations, and codes of directions that turn become float32. Where `inside` of the result is False
+    the pixel shows nothing: its `mask_valid` is False, its label means nothing. `flip`, `crop` and `rotation` of the
+    result are neutral: applying it again changes nothing.
 
     Args:
         batch: stored side S, on any device.
@@ -49,20 +34,25 @@ def apply_geometry(batch: Batch, tasks: Sequence[TaskSpec], size: int) -> Batch:
         size: output side Z in pixels.
     """
     stored = batch.images.shape[-1]
-    sampling = _sampling(batch.crop, batch.flip, stored, size)
+    sampling = resampling(batch.crop, batch.flip, batch.rotation, stored, size)
     labels = dict(batch.labels)
     for spec, image in zip(tasks, pair_images(batch, tasks), strict=True):
         if spec.dense:
             known = batch.mask_valid[image].unsqueeze(1) if spec.uses_mask_valid else None
             label = _resample_label(spec, widen(labels[spec.name]), known, sampling.of_images(image))
-            labels[spec.name] = _mirror_values(spec, label, batch.flip[image])
+            rotation = None if batch.rotation is None else batch.rotation[image]
+            labels[spec.name] = _turn_values(spec, label, rotation, batch.flip[image])
+    inside = _inside(batch, sampling)
+    mask_valid = sampling.nearest(batch.mask_valid.unsqueeze(1)).squeeze(1)
     return replace(
         batch,
-        images=_average(batch.images, None, sampling),
-        mask_valid=_nearest(batch.mask_valid.unsqueeze(1), sampling).squeeze(1),
+        images=sampling.average(batch.images, None),
+        mask_valid=mask_valid if inside is None else mask_valid & inside,
         labels=labels,
         flip=torch.zeros_like(batch.flip),
         crop=torch.tensor([0.0, 0.0, 1.0, 1.0], device=batch.crop.device).expand_as(batch.crop),
+        rotation=None,
+        inside=inside,
     )
 
 
@@ -79,77 +69,38 @@ def widen(stored: Tensor) -> Tensor:
     return stored.to(torch.int32) if stored.dtype == torch.uint16 else stored
 
 
-def _sampling(crop: Tensor, flip: Tensor, stored: int, size: int) -> _Sampling:
-    # float64: at 512 pixels a float32 coordinate is off by 3e-5 pixels, which moves large uint16 values by whole units.
-    top, left, height, width = crop.to(torch.float64).unbind(1)
-    unit = (torch.arange(size, device=crop.device, dtype=torch.float64) + 0.5) / size
-    mirrored = torch.where(flip[:, None], unit.flip(0), unit)
-    rows = (top[:, None] + unit * height[:, None]) * stored
-    columns = (left[:, None] + mirrored * width[:, None]) * stored
-    return _Sampling(
-        _pixel_of(rows, stored),
-        _pixel_of(columns, stored),
-        _triangle_weights(rows, height * (stored / size), stored),
-        _triangle_weights(columns, width * (stored / size), stored),
-    )
-
-
-def _pixel_of(coordinate: Tensor, stored: int) -> Tensor:
-    """Pixel i covers [i, i + 1)."""
-    return coordinate.floor().long().clamp(0, stored - 1)
-
-
-def _triangle_weights(coordinate: Tensor, step: Tensor, stored: int) -> Tensor:
-    """(B, Z, S) weights max(0, 1 - |x - centre| / radius) with radius max(1, `step`), normalised over the image.
-
-    `step` (B,) is the distance of neighbouring output pixels in source pixels: radius 1 is bilinear interpolation, a
-    larger one averages what an output pixel covers.
-    """
-    centre = torch.arange(stored, device=coordinate.device, dtype=torch.float64) + 0.5
-    distance = (coordinate[:, :, None] - centre).abs()
-    weights = (1.0 - distance / step.clamp(min=1.0)[:, None, None]).clamp(min=0.0)
-    return (weights / weights.sum(-1, keepdim=True)).to(torch.float32)
-
-
-def _resample_label(spec: TaskSpec, label: Tensor, known: Tensor | None, sampling: _Sampling) -> Tensor:
+def _resample_label(spec: TaskSpec, label: Tensor, known: Tensor | None, sampling: Resampling) -> Tensor:
     if spec.interpolation != "bilinear":
-        return _nearest(label, sampling)
+        return sampling.nearest(label)
     assert spec.encoding.invalid is None, f"{spec.name}: a value that means 'unknown' must not be averaged"
-    return _average(label, known, sampling)
+    return sampling.average(label, known)
 
 
-def _nearest(source: Tensor, sampling: _Sampling) -> Tensor:
-    """(p, C, S, S) -> (p, C, Z, Z), every value one of the source's."""
-    count, channels = source.shape[:2]
-    item = torch.arange(count, device=source.device)[:, None, None, None]
-    channel = torch.arange(channels, device=source.device)[None, :, None, None]
-    return source[item, channel, sampling.rows[:, None, :, None], sampling.columns[:, None, None, :]]
+def _inside(batch: Batch, sampling: Resampling) -> Tensor | None:
+    """Pixels of the result that show something: in the window's image, and shown there before."""
+    inside = sampling.inside(batch.images.shape[-1])
+    if batch.inside is None:
+        return inside
+    before = sampling.nearest(batch.inside.unsqueeze(1)).squeeze(1)
+    return before if inside is None else before & inside
 
 
-def _average(source: Tensor, known: Tensor | None, sampling: _Sampling) -> Tensor:
-    """(p, C, S, S) -> (p, C, Z, Z) weighted means over the `known` (p, 1, S, S) pixels, rounded to the source's dtype.
+def _turn_values(spec: TaskSpec, label: Tensor, rotation: Tensor | None, flip: Tensor) -> Tensor:
+    """Turn and then mirror stored directions: x is right and y down (or x left and y up), v = code / 127.5 - 1.
 
-    An output pixel whose nearest source pixel is known always has a positive weight, so the mean exists wherever the
-    resampled mask is True; elsewhere the result is 0.
+    Mirroring makes the code v of x 255 - v, exactly. Turning anticlockwise, as seen, takes (x, y) to
+    (x cos + y sin, y cos - x sin); codes are not rounded then, which would cost up to 0.3 degrees.
     """
-    values = source.to(torch.float32)
-    if known is None:
-        mean = _weigh(values, sampling)
-    else:
-        share = _weigh(known.to(torch.float32), sampling)
-        mean = _weigh(values * known, sampling) / share.clamp(min=torch.finfo(torch.float32).tiny)
-    return mean if source.is_floating_point() else mean.round().to(source.dtype)
-
-
-def _weigh(values: Tensor, sampling: _Sampling) -> Tensor:
-    return sampling.row_weights[:, None] @ values @ sampling.column_weights[:, None].mT
-
-
-def _mirror_values(spec: TaskSpec, label: Tensor, flip: Tensor) -> Tensor:
-    """Negate x of stored normals where mirrored: the code v of x = 2 v / 255 - 1 becomes 255 - v, exactly."""
-    if not spec.negates_x_on_flip:
+    if not spec.oriented:
         return label
-    negate = flip[:, None, None, None]
-    if spec.encoding.invalid is not None:
-        negate = negate & (label != spec.encoding.invalid).any(1, keepdim=True)
-    return torch.cat([torch.where(negate, 255 - label[:, :1], label[:, :1]), label[:, 1:]], dim=1)
+    x, y, rest = label[:, :1], label[:, 1:2], label[:, 2:]
+    if rotation is not None:
+        cosine, sine = rotation.cos()[:, None, None, None], rotation.sin()[:, None, None, None]
+        right, down = x.to(torch.float32) - 127.5, y.to(torch.float32) - 127.5
+        x, y, rest = right * cosine + down * sine + 127.5, down * cosine - right * sine + 127.5, rest.to(torch.float32)
+    x = torch.where(flip[:, None, None, None], 255 - x, x)
+    turned = torch.cat([x, y, rest], dim=1)
+    if spec.encoding.invalid is None:
+        return turned
+    known = (label != spec.encoding.invalid).any(1, keepdim=True)
+    return torch.where(known, turned, label.to(turned.dtype))

@@ -31,7 +31,7 @@ def test_parameters_of_the_mapping_are_given(spec: TaskSpec) -> None:
         assert len(spec.mean) == len(spec.std) == spec.channels
     if spec.target == "unit_vector":
         assert spec.channels == spec.encoding.channels == 3
-        assert spec.negates_x_on_flip
+        assert spec.oriented
     if spec.class_names:
         assert len(spec.class_names) == spec.channels
     if spec.target in ("class_ids", "region_boundary", "log_depth"):

@@ -73,7 +73,7 @@ crops = st.tuples(
 def test_nearest_labels_keep_exact_codes(
     crop: list[tuple[float, float, float, float]], flip: list[bool], side: int, size: int, seed: int
 ) -> None:
-    tasks = tuple(spec for spec in ALL if spec.dense and spec.interpolation == "nearest" and not spec.negates_x_on_flip)
+    tasks = tuple(spec for spec in ALL if spec.dense and spec.interpolation == "nearest" and not spec.oriented)
     batch = replace(make_batch(tasks, 2, side, seed), crop=torch.tensor(crop), flip=torch.tensor(flip))
     result = apply_geometry(batch, tasks, size)
     for spec in tasks:
