@@ -26,6 +26,7 @@ from configs.schema import DataConfig
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
+from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.draws import Augment
 from data_pipeline.plan import Plan, Slot
 from data_pipeline.reading import read_batch
@@ -48,18 +49,6 @@ class Request:
 
     slots: tuple[Slot, ...]
     global_pairs: NDArray[np.int64]
-
-
-def deal_slots(slots: Sequence[Slot], parts: int) -> list[tuple[Slot, ...]]:
-    """Deal a global batch into equal parts whose tasks are as mixed as those of the whole.
-
-    Args:
-        slots: a multiple of `parts`.
-        parts: ranks times accumulation steps.
-    """
-    assert len(slots) % parts == 0, "a global batch divides evenly"
-    ordered = sorted(slots, key=lambda slot: slot.tasks)
-    return [tuple(ordered[part::parts]) for part in range(parts)]
 
 
 class _Loader(ABC):
@@ -137,6 +126,7 @@ class TrainLoader(_Loader):
         seed: int,
         cursor: Cursor,
         steps: int,
+        homes: TaskHomes | None = None,
     ) -> None:
         """Prepare the stream.
 
@@ -151,6 +141,7 @@ class TrainLoader(_Loader):
             seed: of the run.
             cursor: where to start.
             steps: global batches to yield.
+            homes: which ranks get which tasks; None: all ranks alike.
 
         Raises:
             UserError: the cursor belongs to other shards or another seed, no sample has a wanted label, or the global
@@ -177,6 +168,7 @@ class TrainLoader(_Loader):
         self._world = world
         self._start = cursor.position
         self._steps = steps
+        self._homes = homes
 
     def __len__(self) -> int:
         """Micro-batches of this rank."""
@@ -186,7 +178,7 @@ class TrainLoader(_Loader):
         for step in range(self._steps):
             slots = self.plan.slots(self._start + step * self._images_per_step, self._images_per_step)
             pairs = _count_pairs(slots, len(self._tasks))
-            parts = deal_slots(slots, self._parts)
+            parts = deal_pairs(slots, self._parts, self._homes) if self._homes else deal_slots(slots, self._parts)
             yield from (Request(part, pairs) for part in parts[self._rank :: self._world])
 
 

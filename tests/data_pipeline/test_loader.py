@@ -16,7 +16,8 @@ from configs.schema import AugmentConfig, DataConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
-from data_pipeline.loader import EvaluationLoader, TrainLoader, deal_slots
+from data_pipeline.dealing import deal_slots
+from data_pipeline.loader import EvaluationLoader, TrainLoader
 from data_pipeline.plan import Slot
 from data_pipeline.sample import Sample
 from data_pipeline.shards import ShardIndex, ShardWriter, build_index, write_index
