@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from configs.yaml_files import explain, first_error, read_mapping
 
 RECIPES = Path(__file__).parent
 EXTENDS = "extends"
@@ -81,7 +82,7 @@ def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
 
 def _read_extended(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the values of a file merged over those of the file that it extends, and so on."""
-    values = _read_mapping(path)
+    values = read_mapping(path)
     base = values.pop(EXTENDS, None)
     if base is None:
         return values
@@ -104,22 +105,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds a {type(values).__name__}, expected keys and values")
-    return values
-
-
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for name in parents:
@@ -131,34 +116,15 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _explain(error: ValidationError, path: Path, origin: Mapping[str, str]) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
-    key = ".".join(location)
-    message = first["msg"].removeprefix("Value error, ")
+    key, message = first_error(error)
     where = next((text for given, text in origin.items() if _is_about(given, key, message)), str(path))
-    if first["type"] == "extra_forbidden":
-        parent = _section(location[:-1])
-        near = get_close_matches(location[-1], list(parent.model_fields), n=1, cutoff=0.0)
-        nearest = ".".join([*location[:-1], near[0]])
-        return f"{where}: unknown key '{key}', did you mean '{nearest}'?"
-    given = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
-    return f"{where}: {key + ': ' if key else ''}{message}{given}"
+    return explain(error, RunConfig, where)
 
 
 def _is_about(override: str, key: str, message: str) -> bool:
     """Whether an error at `key` (a section's own check may concern several of its keys) comes from an override."""
     inside = not key or override.startswith(f"{key}.")
     return override == key or (inside and override.rpartition(".")[2] in message)
-
-
-def _section(location: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
-    for name in location:
-        annotation = section.model_fields[name].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        section = annotation
-    return section
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""YAML files as mappings, and what pydantic finds wrong with them as one line that names the nearest valid key."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.errors import UserError
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file; none for an empty one.
+
+    Raises:
+        UserError: the file cannot be read, is not valid YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected keys and values")
+    return values
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Return the dotted key of the first thing that is wrong, and what it is."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """Say in one line what is first wrong with the values for `model`, which came from `where`."""
+    first = error.errors()[0]
+    key, message = first_error(error)
+    if first["type"] == "extra_forbidden":
+        location = [str(part) for part in first["loc"]]
+        near = get_close_matches(location[-1], list(_section(model, location[:-1]).model_fields), n=1, cutoff=0.0)
+        nearest = ".".join([*location[:-1], near[0]])
+        return f"{where}: unknown key '{key}', did you mean '{nearest}'?"
+    given = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
+    return f"{where}: {key + ': ' if key else ''}{message}{given}"
+
+
+def _section(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    """The part of `model` at a location; parts may be optional."""
+    for name in location:
+        annotation = model.model_fields[name].annotation
+        candidates = (annotation, *get_args(annotation))
+        model = next(part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel))
+    return model
