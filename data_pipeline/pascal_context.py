@@ -33,6 +33,7 @@ from data_pipeline.pascal_context_files import (
 from data_pipeline.rooms.regions import boundaries
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.squares import square_mean, square_nearest
 
 _TASKS = GROUPS["pascal_context"]
 _PUBLISHED: Mapping[Split, int] = {"train": 4998, "val": 5105}
@@ -115,7 +116,7 @@ class PascalContextSource:
         height, width = rgb.shape[:2]
         sample = Sample(
             key=entry.key,
-            rgb=np.asarray(Image.fromarray(rgb).resize((self._size, self._size), Image.Resampling.BILINEAR)),
+            rgb=square_mean(rgb, self._size, fit="stretch"),
             labels=self._labels(entry, (height, width), problems),
             meta={"image": entry.name, "split": self._split, "height": height, "width": width},
         )
@@ -215,6 +216,4 @@ _LABELS: Mapping[str, Callable[[Entry, tuple[int, int], int], AnyArray]] = {
 
 
 def _nearest(array: AnyArray, size: int) -> AnyArray:
-    """(H, W) -> (size, size), every value one of the source's."""
-    rows, columns = ((2 * np.arange(size) + 1) * length // (2 * size) for length in array.shape)
-    return np.ascontiguousarray(array[rows[:, None], columns])
+    return square_nearest(array, size, "stretch")

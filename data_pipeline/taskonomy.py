@@ -23,15 +23,13 @@ from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.source import PartialSample, Problem
-from data_pipeline.squares import square_mean, square_nearest
+from data_pipeline.squares import check_aspect, square_mean, square_nearest
 from data_pipeline.taskonomy_classes import SELECTED, select_classes
 from data_pipeline.taskonomy_files import RawFile, View, find_views
 from data_pipeline.taskonomy_splits import Split
 
 _TASKS = GROUPS["taskonomy"]
 _DEPTHS = ("depth_zbuffer", "depth_euclidean")
-# Shapes of an image and its labels may differ in size, and then round to slightly different aspects.
-_ASPECT_TOLERANCE = 0.02
 
 
 class TaskonomySource:
@@ -151,7 +149,7 @@ class TaskonomySource:
             vector = _read_vector(spec, file)
             return select_classes(spec, vector) if spec.name in self._selected else vector
         label = decode_label(spec, file.suffix, file.read(), "the file")
-        _check_aspect(label, rgb)
+        check_aspect(label, rgb)
         if spec.interpolation == "bilinear":
             return square_mean(label, self._size, mask if spec.uses_mask_valid else None)
         return square_nearest(label, self._size)
@@ -159,12 +157,6 @@ class TaskonomySource:
 
 def _read_image(file: RawFile) -> NDArray[np.uint8]:
     return decode_image(file.suffix, file.read(), "the file")
-
-
-def _check_aspect(array: AnyArray, rgb: NDArray[np.uint8]) -> None:
-    aspects = [height / width for height, width in (array.shape[:2], rgb.shape[:2])]
-    if abs(aspects[0] / aspects[1] - 1.0) > _ASPECT_TOLERANCE:
-        raise UserError(f"the file is {array.shape[:2]} pixels, which is no scaling of the image's {rgb.shape[:2]}")
 
 
 def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> NDArray[np.bool_] | None:
@@ -178,7 +170,7 @@ def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> N
             mask = decode_member(file.suffix, file.read(), "the file")
             if mask.ndim != 2 or mask.dtype != np.uint8:
                 raise UserError(f"the mask is {mask.dtype} of shape {mask.shape}, but must be 8-bit grey")
-            _check_aspect(mask, rgb)
+            check_aspect(mask, rgb)
             return mask > 0
         except UserError as error:
             problems.append(Problem(view.key, "mask_valid", str(error), file.where))
@@ -187,7 +179,7 @@ def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> N
             spec = TASKS[name]
             try:
                 depth = decode_label(spec, view.files[name].suffix, view.files[name].read(), "the file")
-                _check_aspect(depth, rgb)
+                check_aspect(depth, rgb)
             except UserError:
                 continue
             return np.asarray(depth != spec.encoding.invalid)
