@@ -221,9 +221,13 @@ class DataConfig(Section):
     """Shards, the plan over them, and augmentation."""
 
     train: str = "data/rooms/train"
-    """Folder of training shards with its index.json."""
+    """Folder of training shards with its index.json, or its URL: http, https, s3, gs or any other of fsspec."""
     val: str = "data/rooms/val"
-    """Folder of validation shards with its index.json."""
+    """Folder of validation shards with its index.json, or its URL."""
+    cache_dir: str | None = None
+    """Folder on a disk of the node that keeps shards from URLs; None: in TMPDIR, or else in the user's cache folder."""
+    cache_gib: float = Field(20.0, gt=0)
+    """Size in GiB that the shards kept there never exceed, whichever runs and processes of the node use the folder."""
     image_size: Positive = 64
     """Side of the square model input in pixels."""
     tasks_per_image: Positive | None = None

@@ -125,6 +125,16 @@ class Plan:
                 found.append(Slot(sample, tuple(np.flatnonzero(served).tolist()), number))
         return found
 
+    def samples(self, position: int, count: int) -> NDArray[np.int64]:
+        """Return the samples at positions [position, position + count), at least one."""
+        parts: list[NDArray[np.int64]] = []
+        end = position + count
+        while position < end:
+            number, first = divmod(position, self.samples_per_epoch)
+            parts.append(self._epoch(number).samples[first : first + end - position])
+            position += len(parts[-1])
+        return np.concatenate(parts)
+
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
             # A batch spans two epochs at most times; older ones are not needed again.
