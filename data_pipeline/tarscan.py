@@ -1,26 +1,26 @@
-"""What lies where in a shard: one pass over a tar file's headers.
+"""What lies where in a shard: its tar's files, grouped into samples.
 
-Readers of tar streams lose samples of a cut file without a word and split a sample whose members are apart. This pass
-is strict: the end mark must be there, every member complete, the members of a sample adjacent, every sample with one
-square image of the shard's size.
+Readers of tar streams split a sample whose members are apart. This pass is strict: the tar must be whole
+(`data_pipeline.tarwalk`), the members of a sample adjacent, every sample with one square image of the shard's size.
 """
 
 import hashlib
 import os
-import tarfile
+from operator import add
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
 
 from configs.errors import UserError
 from data_pipeline.codecs import image_shape
+from data_pipeline.tarwalk import TarError, walk_tar
 
 IMAGE_FIELD = "rgb"
 MASK_FIELD = "mask_valid"
 META_FIELD = "meta"
 
-_BLOCK_BYTES = 512
-_REPAIR = "copy or pack it again"
+# Above any image or label that is decoded; the index counts in 32 bits.
+_MOST_MEMBER_BYTES = 2**28
 
 
 class Members(BaseModel):
@@ -65,7 +65,25 @@ class ShardEntry(BaseModel):
                 raise ValueError(
                     f"{len(members.offset)} offsets and {len(members.size)} sizes of {name} for {len(self.keys)} keys"
                 )
+            ends = map(add, members.offset, members.size)
+            if min(members.size) < 0 or min(members.offset) < -1 or max(ends) > self.file_bytes:
+                raise ValueError(f"{name} lies outside the {self.file_bytes} bytes of {self.file}")
         return self
+
+    @field_validator("file")
+    @classmethod
+    def _check_file(cls, file: str) -> str:
+        """A shard is beside its index, whatever that says."""
+        if file in ("", ".", "..") or "/" in file or "\0" in file:
+            raise ValueError(f"{file!a} is no name of a file in this folder")
+        return file
+
+    @field_validator("keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not keys:
+            raise ValueError("a shard has no sample")
+        return keys
 
     @property
     def fields(self) -> frozenset[str]:
@@ -79,23 +97,14 @@ def scan_shard(path: Path) -> ShardEntry:
     Members named `<key>.<field>.<suffix>` are indexed; files without a field are left out.
 
     Raises:
-        UserError: the file is cut, is no plain tar, holds no sample, scatters or repeats a sample, or an image is
-            missing, is not square, or has another size than the first.
+        UserError: the file is cut, is no plain tar or holds links, has no sample, scatters or repeats a sample, or an
+            image is missing, is not square, or has another size than the first.
+        OSError: it cannot be read.
     """
-    _check_end_mark(path)
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    current = None
-    for name, offset, size in _member_places(path):
-        key, field, suffix = _split_member(name)
-        if not field:
-            continue
-        if key != current and key in samples:
-            raise UserError(f"shard {path}: the members of sample {key} are not next to each other: pack it again")
-        current = key
-        sample = samples.setdefault(key, {})
-        if any(other.rpartition(".")[0] == field for other in sample):
-            raise UserError(f"shard {path}: sample {key} holds '{field}' twice: keep one of them")
-        sample[f"{field}.{suffix}"] = (offset, size)
+    try:
+        samples = _group_members(path)
+    except TarError as error:
+        raise UserError(f"shard {path} {error}: copy or pack it again") from None
     if not samples:
         raise UserError(f"shard {path} holds no sample: members are named <key>.rgb.png, <key>.<task>.png")
     names = sorted({name for sample in samples.values() for name in sample})
@@ -119,32 +128,27 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_end_mark(path: Path) -> None:
-    """A tar ends with two blocks of zeros (POSIX.1-1988, ustar); a cut file does not."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - 2 * _BLOCK_BYTES))
-        tail = file.read()
-    if size % _BLOCK_BYTES or len(tail) < 2 * _BLOCK_BYTES or tail.strip(b"\0"):
-        raise UserError(f"shard {path} is truncated or not a plain tar (no end mark): {_REPAIR}")
-
-
-def _member_places(path: Path) -> list[tuple[str, int, int]]:
-    """Return (name, offset, size) of every file in the tar."""
-    size = path.stat().st_size
-    try:
-        with tarfile.open(path, "r:") as tar:
-            places = [(member.name, member.offset_data, member.size) for member in tar if member.isreg()]
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise UserError(f"shard {path} is damaged ({error}): {_REPAIR}") from None
-    # Behind the last header that tarfile could read there may only be zeros: it takes a damaged header for the end.
-    with path.open("rb") as file:
-        file.seek(end)
-        rest_is_zero = all(not block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
-    if end > size or not rest_is_zero:
-        raise UserError(f"shard {path} is damaged behind byte {min(end, size)}: {_REPAIR}")
-    return places
+def _group_members(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return key -> member -> (offset, size), in the order of the tar."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    current = None
+    for file in walk_tar(path):
+        key, field, suffix = _split_member(file.name)
+        if not field:
+            continue
+        if file.size > _MOST_MEMBER_BYTES:
+            raise UserError(
+                f"shard {path}: {file.name} has {file.size} bytes, more than the {_MOST_MEMBER_BYTES} that are read: "
+                "leave it out"
+            )
+        if key != current and key in samples:
+            raise UserError(f"shard {path}: the members of sample {key} are not next to each other: pack it again")
+        current = key
+        sample = samples.setdefault(key, {})
+        if any(other.rpartition(".")[0] == field for other in sample):
+            raise UserError(f"shard {path}: sample {key} holds '{field}' twice: keep one of them")
+        sample[f"{field}.{suffix}"] = (file.offset, file.size)
+    return samples
 
 
 def _split_member(name: str) -> tuple[str, str, str]:

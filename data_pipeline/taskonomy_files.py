@@ -5,17 +5,16 @@ Only names are read, and the headers of tars; a full Taskonomy is 4.6 million vi
 
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from configs.errors import UserError
+from data_pipeline.tarwalk import TarError, TarFile, walk_tar
 
 # Of any format: one that cannot be read becomes a listed problem, not a label that was never there.
 _NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_\w+\.\w+")
 _ALIASES = {"class_places": "class_scene", "class_1000": "class_object"}
-_END_MARK = bytes(1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +190,8 @@ def _raw_paths(root: Path, domains: Sequence[str]) -> Iterator[tuple[str, str, s
 def _raw_files(path: str) -> Iterator[tuple[str, RawFile]]:
     """Yield (file name, file): the file at `path`, or all of a tar, which counts as a folder."""
     if path.endswith(".tar"):
-        for member, offset, size in _tar_members(path):
-            yield PurePosixPath(member).name, RawFile(path, member, offset, size)
+        for file in _tar_files(path):
+            yield PurePosixPath(file.name).name, RawFile(path, file.name, file.offset, file.size)
     else:
         yield os.path.basename(path), RawFile(path)
 
@@ -201,16 +200,13 @@ def _refuse_unreadable(error: OSError) -> None:
     raise UserError(f"folder {error.filename} cannot be read ({error.strerror}): mend it, or move it away")
 
 
-def _tar_members(path: str) -> list[tuple[str, int, int]]:
+def _tar_files(path: str) -> list[TarFile]:
     try:
-        with Path(path).open("rb") as file:
-            file.seek(max(0, os.path.getsize(path) - len(_END_MARK)))
-            if file.read() != _END_MARK:
-                raise UserError(f"tar {path} has no end mark, so it is cut off: download it again")
-        with tarfile.open(path, "r:") as tar:
-            return [(info.name, info.offset_data, info.size) for info in tar if info.isfile()]
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"tar {path} cannot be read ({error}): download it again") from None
+        return list(walk_tar(Path(path)))
+    except OSError as error:
+        raise UserError(f"tar {path} cannot be read ({error.strerror}): download it again") from None
+    except TarError as error:
+        raise UserError(f"tar {path} {error}: download it again") from None
 
 
 def _split_folders(folders: tuple[str, ...], domains: Sequence[str]) -> tuple[str, str] | None:

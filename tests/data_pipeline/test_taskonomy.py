@@ -106,7 +106,7 @@ def test_a_cut_tar_is_refused(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as tar:
         tar.add(tmp_path / "raw" / "rgb", "rgb")
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(UserError, match=r"allensville_rgb\.tar.*cut off"):
+    with pytest.raises(UserError, match=r"allensville_rgb\.tar.*truncated"):
         TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE)
 
 
@@ -144,7 +144,7 @@ def test_a_cut_tar_of_another_part_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "hanson_rgb.tar").write_bytes(b"cut")
     parts: dict[PartName, tuple[str, ...]] = {"train": ("allensville",), "val": ("hanson",), "test": ()}
     assert len(TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE, split=Split("tiny", "train", parts))) == 1
-    with pytest.raises(UserError, match=r"hanson_rgb\.tar.*cut off"):
+    with pytest.raises(UserError, match=r"hanson_rgb\.tar.*truncated"):
         TaskonomySource(tmp_path, 12, DEPTH_AND_SCENE, split=Split("tiny", "val", parts))
 
 
