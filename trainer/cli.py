@@ -209,5 +209,22 @@ def report(run: Run) -> None:
     Console().print(f"wrote {write_report(run)}")
 
 
+@app.command()
+def monitor(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder to write into; default RUN/monitoring.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where Prometheus will listen.")] = 9090,
+    scrape_seconds: Annotated[int, typer.Option(min=1, help="Between two looks at the metrics.")] = 15,
+) -> None:
+    """Write a configuration of Prometheus, alerts and a Grafana dashboard for runs, and say how to start them."""
+    from trainer.monitor import write_monitoring
+
+    folder = out or runs[0] / "monitoring"
+    written = write_monitoring(runs, folder, port=port, scrape_seconds=scrape_seconds)
+    Console().print(f"wrote {folder}; start each in a terminal of its own:")
+    for command in written.commands(port):
+        Console().print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
+
+
 if __name__ == "__main__":
     main()
