@@ -17,9 +17,10 @@ import torch.distributed as dist
 from cluster.env import RankEnv
 from configs.errors import UserError
 
-_ANSWER_SECONDS = 5.0
+_ANSWER_SECONDS = 3.0
 _GRACE_SECONDS = 1.0  # between the first rank that notices the loss of another and the last
 _LINGER_SECONDS = 2.0
+_PAUSE_SECONDS = 0.05
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +35,7 @@ class Meeting:
             UserError: it cannot be reached in time.
         """
         self._env, self._of_agent = env, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._expected, self._gone = env.world, False
         self._timeout_seconds, self._deadline = timeout_seconds, time.monotonic() + timeout_seconds
         try:
             self.store = dist.TCPStore(  # type: ignore[attr-defined]  # public, but left out of the type stubs
@@ -56,17 +58,21 @@ class Meeting:
         Raises:
             UserError: not all came in time; names those that did not.
         """
-        ranks, left = range(self._env.world), max(0.01, self._deadline - time.monotonic())
-        try:
+        world, come = self._env.world, 0
+        with suppress(RuntimeError):  # the store is gone
             self.store.set(f"come/{self._env.rank}", "")
-            self.store.wait([f"come/{rank}" for rank in ranks], timedelta(seconds=left))
-        except RuntimeError as error:
-            missing = self._ask(lambda: [rank for rank in ranks if not self.store.check([f"come/{rank}"])])
-            who = f"{named(missing)} of {len(ranks)} did not come" if missing else "the first to come has left again"
+            come = self.store.add("come", 1)
+            # Asked again and again, as a wait that ends in vain writes warnings of its own.
+            while come < world and time.monotonic() < self._deadline:
+                time.sleep(_PAUSE_SECONDS)
+                come = self.store.add("come", 0)
+        if come < world:
+            missing = self._ask(lambda: [rank for rank in range(world) if not self.store.check([f"come/{rank}"])])
+            who = f"{named(missing)} of {world} did not come" if missing else "not all ranks came"
             raise UserError(
-                f"{who} to {self._place} within {self._timeout_seconds:g} s: look at what they wrote last, and check "
-                "that all ranks were started"
-            ) from error
+                f"{who} to {self._place} within {self._timeout_seconds:g} s: look at what was written there last, and "
+                "check that all ranks were started"
+            )
 
     def first_to(self, what: str) -> bool:
         """Whether no other rank has said so before; also True where the store is gone."""
@@ -79,14 +85,16 @@ class Meeting:
             return None
         time.sleep(_GRACE_SECONDS)
         ranks = range(self._env.world)
-        return self._ask(lambda: [rank for rank in ranks if not self.store.check([f"lost/{rank}"])])
+        silent = self._ask(lambda: [rank for rank in ranks if not self.store.check([f"lost/{rank}"])])
+        self._expected -= len(silent or ())
+        return silent
 
     def leave(self) -> None:
         """Let go of the store. Its holder first waits a little for those who may still ask."""
         count = self._ask(lambda: self.store.add("left", 1))
         deadline = time.monotonic() + _LINGER_SECONDS
-        while self._is_host and count is not None and count < self._env.world and time.monotonic() < deadline:
-            time.sleep(0.02)
+        while self._is_host and count is not None and count < self._expected and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
             count = self._ask(lambda: self.store.add("left", 0))
 
     @property
@@ -98,17 +106,19 @@ class Meeting:
         return f"{self._env.master_addr}:{self._env.master_port}"
 
     def _ask(self, question: Callable[[], Answer]) -> Answer | None:
-        """Return the store's answer, or None where it does not come."""
+        """Return the store's answer, or None where it does not come; after that it is not asked again."""
         answers: list[Answer] = []
 
         def ask() -> None:
             with suppress(RuntimeError):
                 answers.append(question())
 
-        # A holder that is stopped, not dead, would keep the question waiting for ever.
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(_ANSWER_SECONDS)
+        if not self._gone:
+            # A holder that is stopped, not dead, would keep the question waiting for ever.
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(_ANSWER_SECONDS)
+        self._gone = not answers
         return answers[0] if answers else None
 
 

@@ -3,6 +3,7 @@
 Of all ranks the first one with something to say says it, whichever launcher started them.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -107,10 +108,11 @@ def _say_who_is_lost(env: RankEnv, reason: str) -> None:
 
 
 def _lost_connection(error: BaseException) -> str | None:
-    """Return the first line of what `error` says about a connection, or None if it says nothing of the kind."""
+    """Return what `error` says about a connection, or None if it says nothing of the kind."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, dist.DistError) or any(sign in str(seen) for sign in _LOST):
-            return str(seen).splitlines()[0]
+            # Without gloo's place in its source, and its advice.
+            return re.sub(r"^\[\S+\] |\. This is typically.*", "", str(seen).splitlines()[0])
         seen = seen.__cause__ or seen.__context__
     return None
