@@ -75,9 +75,10 @@ def _blur(images: Tensor, deviation: Tensor, weights: Tensor | None) -> Tensor:
     height, width = images.shape[-2:]
     sigma = (deviation * height).clamp(min=_SHARP)
     rows, columns = (_gaussian(length, sigma, images) for length in (height, width))
-    shown = torch.ones_like(images[:, :1]) if weights is None else weights
-    total = rows @ (images * shown) @ columns
-    return torch.where(shown > 0, total / (rows @ shown @ columns).clamp(min=torch.finfo(torch.float32).tiny), images)
+    if weights is None:
+        return rows / rows.sum(3, keepdim=True) @ images @ (columns / columns.sum(2, keepdim=True))
+    mean = rows @ (images * weights) @ columns / (rows @ weights @ columns).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(weights > 0, mean, images)
 
 
 def _gaussian(length: int, sigma: Tensor, like: Tensor) -> Tensor:

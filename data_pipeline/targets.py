@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from configs.tasks import TargetKind, TaskSpec
 from data_pipeline.batch import Batch
@@ -170,7 +169,9 @@ def _unit_range(spec: TaskSpec, stored: Tensor) -> Tensor:
 
 def _unit_vector(spec: TaskSpec, stored: Tensor) -> Tensor:
     """v / |v| of v = 2 code / 255 - 1; no code maps to 0, so |v| >= sqrt(3) / 255."""
-    return functional.normalize(2.0 * stored.to(torch.float32) / 255.0 - 1.0, dim=1)
+    values = 2.0 * stored.to(torch.float32) / 255.0 - 1.0
+    # functional.normalize takes forty times as long on a CPU, over channels that are far apart in memory.
+    return values / values.square().sum(1, keepdim=True).sqrt()
 
 
 def _standardise(spec: TaskSpec, stored: Tensor) -> Tensor:
