@@ -80,7 +80,7 @@ class ExchangeBytes:
         moved: everything: rows with gates and expert codes, counts, and for attention queries and head outputs.
         bound: the least that the mathematics allows: each (token, other rank) pair's row out and home, and its
             gradient; for attention also one query and one head output per choice of another rank's expert.
-        per_copy: rows sent once per chosen expert instead of once per rank, with its gate; else as `moved`.
+        per_copy: what one row per chosen expert, weighted at home, would move, in place of one per rank.
     """
 
     moved: int
@@ -107,5 +107,5 @@ def exchange_bytes(
     counts = COUNT_BYTES * (len(plan.counts_R2) - 1)
     # Forward: row, gates and codes out, row home. Backward: row home's gradient out, row's and gates' gradient back.
     moved = rows * (4 * width + 3 * plan.slots) * item_bytes + of_choices + counts
-    per_copy = choices * (4 * width + 3) * item_bytes + of_choices + counts
+    per_copy = choices * 4 * width * item_bytes + of_choices + counts
     return ExchangeBytes(moved=moved, bound=rows * 4 * width * item_bytes + of_choices, per_copy=per_copy)

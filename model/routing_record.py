@@ -43,6 +43,8 @@ class RoutingRecord:
         """
         self.model = model
         self._pair_task: list[Tensor] = []
+        self._pair_image: list[Tensor] = []
+        self._images = 0
         self._experts_PNK: dict[str, list[Tensor]] = {layer.name: [] for layer in model.expert_layers}
 
     def run(self, images: Tensor, pair_image: Tensor, pair_task: Tensor) -> ModelOutput:
@@ -61,7 +63,18 @@ class RoutingRecord:
             experts_PNK = experts_RNK if layer.sees_task else experts_RNK[pair_image]
             self._experts_PNK[layer.name].append(experts_PNK.to("cpu", torch.int16))
         self._pair_task.append(pair_task.cpu())
+        self._pair_image.append(self._images + pair_image.cpu())
+        self._images += len(images)
         return output
+
+    @property
+    def pairs(self) -> Tensor:
+        """(P, 2) int64: image, counted over all runs, and task of every recorded pair, in the order of the runs."""
+        return torch.stack([torch.cat(self._pair_image), torch.cat(self._pair_task)], dim=1)
+
+    def choices(self, layer: str) -> Tensor:
+        """Return (P, N, K) int64: the experts that every token chose in a layer, in the order of `pairs`."""
+        return torch.cat(self._experts_PNK[layer]).long()
 
     @property
     def tasks(self) -> list[str]:

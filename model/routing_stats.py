@@ -87,6 +87,10 @@ class RoutingLedger:
             raise UserError(f"the routing ledger holds no token of task '{task}': evaluate the run on labelled images")
         return self.counts[layer][row].cpu().double() / tokens
 
+    def shares(self, layer: str) -> Tensor:
+        """Return (T, E) float64 on the CPU: `share` of every task; rows of tasks without tokens are 0."""
+        return self.counts[layer].cpu().double() / self.tokens[layer].cpu()[:, None].clamp_min(1)
+
     def mean_probability(self, layer: str) -> Tensor:
         """Return S (T, E) float64 on the CPU, the mean softmax per task; rows of tasks without tokens are 0."""
         return self.prob_sums[layer].cpu() / self.tokens[layer].cpu()[:, None].clamp_min(1)

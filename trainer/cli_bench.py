@@ -16,6 +16,7 @@ class Part(StrEnum):
     STEP = "step"
     SCALING = "scaling"
     SQUADS = "squads"
+    COMM = "comm"
 
 
 def bench(
@@ -26,6 +27,10 @@ def bench(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="1 measures CPU time, more measure wall time.")] = 1,
     dtype: Annotated[Literal["both", "fp32", "bf16"], typer.Option(help="Precision.")] = "both",
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run whose routing comm replays; default: train a small model, 4 min.", show_default=False),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: whether it runs, not how fast.")] = False,
 ) -> None:
     """Measure speed and memory against dense layers and other libraries; a figure never fails the command."""
@@ -34,7 +39,7 @@ def bench(
     from trainer.bench.tables import comparison_table, limits_table
 
     console = Console()
-    settings = Settings(threads=threads, rounds=rounds, quick=quick)
+    settings = Settings(threads=threads, rounds=rounds, quick=quick, run=run)
     comparisons = []
     for comparison in run_parts(parts or list(Part), list(DTYPES) if dtype == "both" else [dtype], settings):
         comparisons.append(comparison)

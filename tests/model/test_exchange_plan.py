@@ -40,5 +40,5 @@ def test_each_token_goes_once_to_each_rank(tokens: int, ranks: int, top_k: int, 
     heads = 4 * CHOICE_WIDTH * copies * ITEM_BYTES
     assert found.bound == 4 * WIDTH * pairs * ITEM_BYTES + heads
     counts = (ranks - 1) * COUNT_BYTES
-    assert found.per_copy == (4 * WIDTH + 3) * copies * ITEM_BYTES + heads + counts
+    assert found.per_copy == 4 * WIDTH * copies * ITEM_BYTES + heads + counts
     assert found.moved == found.bound + 3 * plan.slots * pairs * ITEM_BYTES + counts

@@ -56,6 +56,20 @@ def test_shares_are_what_a_plain_count_gives(variant: str, threshold: float) -> 
     assert min(share.tokens.values()) < 1 or not built.expert_layers
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pairs_and_their_choices_are_those_of_the_ledger(variant: str) -> None:
+    record, ledger = recorded(model(**VARIANTS[variant]))
+    image, task = PAIRS
+    second_run = torch.tensor([0, 3, 3, 3])  # whose three images are numbered after those of the first
+    assert torch.equal(record.pairs, torch.stack([image + second_run, task], dim=1))
+    for layer in record.model.expert_layers:
+        chosen = record.choices(layer.name)
+        assert chosen.shape == (4, 16, layer.top_k)
+        for task in (0, 2):
+            rows = chosen[record.pairs[:, 1] == task].flatten()
+            assert torch.equal(torch.bincount(rows, minlength=layer.num_experts), ledger.counts[layer.name][task])
+
+
 def test_unaffected_images_are_those_whose_predictions_stay() -> None:
     built = model(spread=0.05)
     record, ledger = recorded(built)

@@ -5,6 +5,7 @@ Memory is exact: the bytes of all distinct storages that autograd saves in the f
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,13 @@ class Settings:
         threads: of torch.
         rounds: of every comparison; None: each comparison's own number.
         quick: sizes of a test instead of those that the limits are about.
+        run: whose routing the part `comm` replays; None: that of a model trained for the purpose.
     """
 
     threads: int = 1
     rounds: int | None = None
     quick: bool = False
+    run: Path | None = None
 
     @property
     def model(self) -> ModelConfig:
@@ -106,12 +109,21 @@ def layer_case(name: str, layer: nn.Module, note: str = "") -> Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What was measured of one alternative; None where that was not, or could not run (see `note`)."""
+    """What was measured of one alternative; None where that was not, or could not run (see `note`).
+
+    Attributes:
+        name: of the alternative.
+        timing: how long it takes.
+        saved_bytes: what autograd keeps for backward.
+        note: what a reader should know about it.
+        moved_bytes: what all ranks send each other.
+    """
 
     name: str
     timing: Timing | None
     saved_bytes: int | None
     note: str = ""
+    moved_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

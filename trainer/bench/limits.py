@@ -13,7 +13,7 @@ class Limit:
 
     Attributes:
         comparison, dtype, row: where the ratio stands.
-        quantity: time: the median of the time ratios; saved: bytes saved for backward.
+        quantity: time: the median of the time ratios; saved: bytes saved for backward; moved: bytes between ranks.
         sign: whether the ratio should be at most or at least `bound`.
         bound: the limit.
     """
@@ -21,7 +21,7 @@ class Limit:
     comparison: str
     dtype: str
     row: str
-    quantity: Literal["time", "saved"] = "time"
+    quantity: Literal["time", "saved", "moved"] = "time"
     sign: Literal["<=", ">="] = "<="
     bound: float
 
@@ -40,6 +40,15 @@ LIMITS = (
     *(Limit(comparison="skew", dtype=dtype, row="60% of tokens on one expert", bound=1.1) for dtype in DTYPES),
     # Linear: four times the pairs keep at most four times the bytes.
     *(Limit(comparison="pairs", dtype=dtype, row="52 pairs", quantity="saved", bound=4.0) for dtype in DTYPES),
+    *(
+        Limit(comparison=f"comm ep {ranks}", dtype=dtype, row="exchange", quantity="moved", bound=1.05)
+        for ranks in (2, 4, 8, 16)
+        for dtype in DTYPES
+    ),
+    *(
+        Limit(comparison="placement ep 4", dtype=dtype, row="task-affine", quantity="moved", bound=0.60)
+        for dtype in DTYPES
+    ),
 )
 
 
@@ -76,13 +85,20 @@ def _measured(comparisons: Sequence[Comparison], limit: Limit) -> float | None:
             continue
         for row in comparison.rows:
             if row.name == limit.row:
-                return _time(row) if limit.quantity == "time" else _saved(row, comparison.reference)
+                return _MEASURES[limit.quantity](row, comparison.reference)
     return None
 
 
-def _time(row: Row) -> float | None:
+def _time(row: Row, _: Row) -> float | None:
     return row.timing.ratio.median if row.timing else None
 
 
 def _saved(row: Row, reference: Row) -> float | None:
     return row.saved_bytes / reference.saved_bytes if row.saved_bytes and reference.saved_bytes else None
+
+
+def _moved(row: Row, reference: Row) -> float | None:
+    return row.moved_bytes / reference.moved_bytes if row.moved_bytes and reference.moved_bytes else None
+
+
+_MEASURES = {"time": _time, "saved": _saved, "moved": _moved}

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from configs.atomic import write_text_atomically
+from trainer.bench.communication import compare_communication
 from trainer.bench.comparison import Comparison, Settings
 from trainer.bench.expert_layers import compare_attention, compare_mlp
 from trainer.bench.limits import Verdict, judge
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[Settings, str], list[Comparison]]] = {
     "step": compare_step,
     "scaling": compare_scaling,
     "squads": compare_squads,
+    "comm": compare_communication,
 }
 """Name -> measures one part in one precision."""
 
@@ -53,7 +55,7 @@ def write_results(path: Path, comparisons: Sequence[Comparison], settings: Setti
     results = {
         "version": FORMAT_VERSION,
         "machine": describe_machine(),
-        "settings": dataclasses.asdict(settings),
+        "settings": {**dataclasses.asdict(settings), "run": settings.run and str(settings.run)},
         "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
         "limits": [
             {**dataclasses.asdict(verdict.limit), "measured": verdict.measured, "met": verdict.met}

@@ -9,7 +9,10 @@ from trainer.bench.limits import Verdict
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return one row per alternative: time, ratio to the reference with its quartiles, bytes saved for backward."""
+    """Return one row per alternative: time, ratio to the reference with its quartiles, bytes saved for backward.
+
+    A comparison of communication has the bytes that move instead.
+    """
     rows = (comparison.reference, *comparison.rows)
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
     table = Table(
@@ -19,10 +22,15 @@ def comparison_table(comparison: Comparison) -> Table:
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for column in ("ms", "ratio", "quartiles", "saved MB", "ratio"):
+    moves = any(row.moved_bytes is not None for row in rows)
+    for column in ("moved MB", "ratio") if moves else ("ms", "ratio", "quartiles", "saved MB", "ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.name, *_time_cells(row), *_memory_cells(row, comparison.reference))
+        reference = comparison.reference
+        if moves:
+            table.add_row(row.name, *_byte_cells(row.moved_bytes, reference.moved_bytes))
+        else:
+            table.add_row(row.name, *_time_cells(row), *_byte_cells(row.saved_bytes, reference.saved_bytes))
     return table
 
 
@@ -38,7 +46,7 @@ def limits_table(verdicts: Sequence[Verdict]) -> Table:
         limit = verdict.limit
         measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
         table.add_row(
-            f"{limit.row}, {limit.dtype}, {limit.quantity}",
+            f"{limit.comparison if limit.quantity == 'moved' else limit.row}, {limit.dtype}, {limit.quantity}",
             f"{limit.sign} {limit.bound:.2f}",
             measured,
             words[verdict.met],
@@ -54,8 +62,7 @@ def _time_cells(row: Row) -> list[str]:
     return [f"{row.timing.milliseconds.median:.1f}", f"{ratio.median:.2f}", spread]
 
 
-def _memory_cells(row: Row, reference: Row) -> list[str]:
-    if row.saved_bytes is None:
+def _byte_cells(count: int | None, reference: int | None) -> list[str]:
+    if count is None:
         return ["", ""]
-    ratio = f"{row.saved_bytes / reference.saved_bytes:.2f}" if reference.saved_bytes else ""
-    return [f"{row.saved_bytes / 1e6:.1f}", ratio]
+    return [f"{count / 1e6:.1f}", f"{count / reference:.2f}" if reference else ""]
