@@ -2,8 +2,8 @@
 
 `fair_budgets` divides the work among label signatures, exactly max-min fair; `deal_budgets` turns that into tasks per
 image. `rotate_tasks` and `pace_tasks` say which tasks come at which position so that all advance together;
-`interleave` orders images whose tasks are settled to the same end. All are pure functions. N images, T tasks, G
-signatures (distinct sets of labels).
+`data_pipeline.interleave` orders images whose tasks are settled to the same end. All are pure functions. N images, T
+tasks, G signatures (distinct sets of labels).
 """
 
 from itertools import pairwise
@@ -11,26 +11,23 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.labels import Codes, code_dtype
+
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
-# Weight of keeping an image near its place against balance. Measured with 13 tasks, 4 per image, labels 15 to 100 %
-# present, batches of 52 images: counts within 2 of their rate (16); 20 gives 2.2, 80 gives 3.1.
-_PULL = 4.0
 
-
-def label_signatures(available: Bools) -> tuple[Bools, Ints, Ints]:
+def label_signatures(codes: Codes) -> tuple[Codes, Ints, Ints]:
     """Group images by their set of labels.
 
     Args:
-        available: (N, T), which image has a label of which task; T <= 62.
+        codes: (N,) the images' label sets.
 
     Returns:
-        (G, T) the distinct rows, (N,) each image's row among them, (G,) how many images have it.
+        (G,) the distinct sets, ascending, (N,) each image's among them, (G,) how many images have it.
     """
-    bits = np.left_shift(1, np.arange(available.shape[1], dtype=np.int64))
-    codes, group, count = np.unique(available @ bits, return_inverse=True, return_counts=True)
-    return (codes[:, None] & bits) != 0, group, count
+    sets, group, count = np.unique(codes, return_inverse=True, return_counts=True)
+    return sets, group, count
 
 
 def fair_budgets(labels: Bools, count: Ints, tasks_per_image: int, shares: NDArray[np.float64]) -> Ints:
@@ -100,28 +97,35 @@ def _reach(start: int, movable: Bools) -> dict[int, int]:
     return previous
 
 
-def deal_budgets(group: Ints, budget: Ints, rng: np.random.Generator) -> Bools:
+def deal_budgets(group: Ints, budget: Ints, rng: np.random.Generator) -> Codes:
     """Choose each image's tasks so that every signature serves each task exactly as often as its budget says.
 
     McNaughton's wrap-around rule (1959): a signature's units lie in a row, sorted by task, and the row is cut into
-    pieces as long as the signature has images; image i takes the i-th unit of every piece. No task has more units than
-    there are images, so none meets an image twice.
+    pieces as long as the signature has images; column i, made of the i-th unit of every piece, is one image's set. No
+    task has more units than there are images, so no column meets it twice. Equal columns are spread evenly over the
+    signature's images, at random within each even part, so that the tasks advance together in the given order.
 
     Args:
-        group: (N,) signature of each image.
+        group: (N,) signature of each image, in the order in which the images will come.
         budget: (G, T) from `fair_budgets`.
-        rng: decides which image of a signature takes which place.
+        rng: decides which image of a signature takes which column.
 
     Returns:
-        (N, T) whether the image serves the task.
+        (N,) the tasks that each image serves.
     """
-    served = np.zeros((len(group), budget.shape[1]), np.bool_)
-    shuffled = rng.permutation(len(group))
-    by_group = shuffled[np.argsort(group[shuffled], kind="stable")]
+    tasks = budget.shape[1]
+    served = np.zeros(len(group), code_dtype(tasks))
+    bits = served.dtype.type(1) << np.arange(tasks, dtype=served.dtype)
     ends = np.cumsum(np.bincount(group, minlength=len(budget)))
-    for images, units in zip(np.split(by_group, ends[:-1]), budget, strict=True):
-        tasks = np.repeat(np.arange(budget.shape[1]), units)
-        served[np.resize(images, len(tasks)), tasks] = True
+    by_group = np.split(np.argsort(group, kind="stable"), ends[:-1])
+    for images, units in zip(by_group, budget, strict=True):
+        pieces = np.repeat(bits, units).reshape(-1, len(images))
+        columns = np.bitwise_or.reduce(pieces, axis=0)
+        starts = np.unique(np.append(0, np.cumsum(units)[:-1] % len(images)))
+        lengths = np.diff(np.append(starts, len(images)))
+        within = np.arange(len(images)) - np.repeat(starts, lengths)
+        times = (within + rng.random(len(images))) / np.repeat(lengths, lengths)
+        served[images] = columns[np.argsort(times)]
     return served
 
 
@@ -193,43 +197,3 @@ def _pd2_urgency(unit: int, load: int, positions: int) -> tuple[int, bool, int]:
 
 def _ceil_div(numerator: int, denominator: int) -> int:
     return -(-numerator // denominator)
-
-
-def interleave(served: Bools, reach: float) -> Ints:
-    """Order images whose tasks are settled so that all tasks advance together, each at its rate.
-
-    With one task per image every task stays within one unit of its rate (`pace_tasks`). With more it is greedy vector
-    balancing, which has no such bound: at each position comes the image that leaves the smallest squared distance
-    between what each task has had and its rate so far, less a reward for images whose turn is overdue.
-
-    Args:
-        served: (N, T) tasks of each image, in the order wished for.
-        reach: places that an image may move before that weighs as much as `_PULL` units of imbalance.
-
-    Returns:
-        (N,) the images in their new order.
-    """
-    images = len(served)
-    load = served.sum(axis=0)
-    if (served.sum(axis=1) == 1).all():
-        places = pace_tasks(load, images).argmax(axis=1)
-        order = np.empty(images, np.int64)
-        order[np.argsort(places, kind="stable")] = np.argsort(served.argmax(axis=1), kind="stable")
-        return order
-    sets, group, count = label_signatures(served)
-    queue = np.append(np.argsort(group, kind="stable"), images)
-    last = np.cumsum(count)
-    place = last - count
-    head = queue[place].astype(np.float64)
-    vectors = sets.astype(np.float64)
-    lag = np.zeros(len(load))
-    order = np.empty(images, np.int64)
-    for position in range(images):
-        lag += load / images
-        # |lag - v|^2 = |lag|^2 - v . (2 lag - 1), as v holds zeros and ones.
-        best = int((vectors @ (2.0 * lag - 1.0) + (position - head) * (_PULL / reach)).argmax())
-        order[position] = head[best]
-        lag -= vectors[best]
-        place[best] += 1
-        head[best] = queue[place[best]] if place[best] < last[best] else np.inf
-    return order

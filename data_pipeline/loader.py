@@ -28,7 +28,8 @@ from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
 from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.draws import Augment
-from data_pipeline.plan import Plan, Slot
+from data_pipeline.plan import Slot
+from data_pipeline.planner import make_plan
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import ShardIndex
 
@@ -154,14 +155,7 @@ class TrainLoader(_Loader):
                 f"train.images_per_step {images_per_step} is not a multiple of micro_batch {micro_batch} x {world} "
                 "ranks: change one of them"
             )
-        self.plan = Plan(
-            index.shard_of,
-            index.available([spec.name for spec in tasks]),
-            seed=seed,
-            tasks_per_image=config.tasks_per_image,
-            shares=[config.task_shares.get(spec.name, 1.0) for spec in tasks],
-            window=config.shuffle_window_shards,
-        )
+        self.plan = make_plan(index, config, tasks, seed)
         self._images_per_step = images_per_step
         self._parts = images_per_step // micro_batch
         self._rank = rank

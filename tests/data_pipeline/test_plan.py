@@ -1,5 +1,7 @@
 """The plan covers every sample once per epoch, serves tasks fairly, and is a pure function."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from configs.errors import UserError
-from data_pipeline.plan import Plan, Slot
+from data_pipeline import node_files
+from data_pipeline.labels import LabelTable
+from data_pipeline.once import OncePlan
+from data_pipeline.plan import Slot
 
 
 def make_plan(
@@ -18,11 +23,11 @@ def make_plan(
     shares: list[float] | None = None,
     shards: int = 5,
     window: int = 2,
-) -> Plan:
+) -> OncePlan:
     samples, tasks = available.shape
-    return Plan(
+    return OncePlan(
         (np.arange(samples) * shards // samples).astype(np.int32),
-        available,
+        LabelTable.of(available),
         seed=seed,
         tasks_per_image=tasks_per_image,
         shares=shares or [1.0] * tasks,
@@ -75,14 +80,25 @@ def test_complete_labels_make_every_batch_even(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(2, 60), st.integers(2, 6), st.integers(0, 2**32), st.data())
-def test_shares_are_kept_in_every_prefix(samples: int, tasks: int, seed: int, data: st.DataObject) -> None:
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(2, 30), st.data())
+def test_shares_are_kept_in_every_prefix_of_the_stream(shares: list[int], samples: int, data: st.DataObject) -> None:
+    tasks = len(shares)
     m = data.draw(st.integers(1, tasks))
-    shares = np.random.default_rng(seed).uniform(0.1, 2.0, tasks).tolist()
-    slots = make_plan(np.ones((samples, tasks), bool), m, shares=shares).slots(0, samples)
-    total = count_pairs(slots, tasks)
-    for end in range(1, samples + 1):
-        assert np.abs(count_pairs(slots[:end], tasks) - total * end / samples).max() < 1 + 1e-9
+    slots = make_plan(np.ones((samples, tasks), bool), m, shares=[float(share) for share in shares]).slots(0, 100)
+    rate = rates(shares, m)
+    for end in range(1, 101):
+        assert np.abs(count_pairs(slots[:end], tasks) - rate * end).max() < 1 + 1e-9
+
+
+def rates(shares: list[int], m: int) -> NDArray[np.float64]:
+    """Tasks per position in proportion to the shares, none above one."""
+    parts = np.array(shares, float)
+    full = np.zeros(len(parts), bool)
+    while True:
+        rate = np.where(full, 1.0, (m - full.sum()) * parts / max(parts[~full].sum(), 1e-9))
+        if (rate <= 1 + 1e-12).all():
+            return rate
+        full |= rate > 1
 
 
 def test_a_share_doubles_a_task() -> None:
@@ -108,6 +124,7 @@ def test_the_stream_is_a_pure_function(m: int | None) -> None:
     available[:, 0] = True
     whole = make_plan(available, m).slots(0, 150)
     plan = make_plan(available, m)
+    assert plan.samples(0, 150).tolist() == [slot.sample for slot in whole]
     pieces = [plan.slots(start, 7) for start in range(0, 147, 7)]
     assert [slot for piece in pieces for slot in piece] == whole[:147]
     assert make_plan(available, m).slots(100, 50) == whole[100:], "a position is enough to go on from"
@@ -124,7 +141,9 @@ def test_samples_meet_other_tasks_in_other_epochs() -> None:
 
 def test_few_shards_are_in_use_at_once() -> None:
     shard_of = np.repeat(np.arange(50, dtype=np.int32), 40)
-    plan = Plan(shard_of, np.ones((2000, 3), bool), seed=0, tasks_per_image=1, shares=[1] * 3, window=4)
+    plan = OncePlan(
+        shard_of, LabelTable.of(np.ones((2000, 3), bool)), seed=0, tasks_per_image=1, shares=[1] * 3, window=4
+    )
     shards = np.array([shard_of[slot.sample] for slot in plan.slots(0, 2000)])
     first = {shard: int(np.flatnonzero(shards == shard)[0]) for shard in range(50)}
     last = {shard: int(np.flatnonzero(shards == shard)[-1]) for shard in range(50)}
@@ -141,3 +160,22 @@ def test_impossible_plans_say_why() -> None:
         make_plan(np.ones((4, 2), bool), 3)
     with pytest.raises(UserError, match="only 1 tasks have a share"):
         make_plan(np.ones((4, 2), bool), 2, shares=[1.0, 0.0])
+
+
+def test_processes_share_a_large_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    available = np.random.default_rng(0).random((40, 5)) < 0.7
+    available[:, 0] = True
+    expected = make_plan(available, 2).slots(30, 40)
+    assert not list(tmp_path.rglob("*.npy")), "small epochs touch no disk"
+    monkeypatch.setattr(node_files, "SMALL_BYTES", 0)
+    plan, other = make_plan(available, 2), make_plan(available, 2)
+    assert plan.slots(30, 40) == other.slots(30, 40) == expected
+    assert len(list(tmp_path.rglob("*.npy"))) == 2, "of both plans, two epochs"
+    assert make_plan(available, 1).slots(0, 1)
+    assert make_plan(available, 2, seed=1).slots(0, 1)
+    assert plan.slots(90, 1) == make_plan(available, 2).slots(90, 1)
+    other.close()
+    assert sorted(path.stem[-2:] for path in tmp_path.rglob("*.npy")) == ["-1", "-2"], "epoch 0 is no longer needed"
+    plan.close()
+    assert not list(tmp_path.rglob("*.npy"))
