@@ -22,7 +22,7 @@ _ASPECT_TOLERANCE = 0.02
 
 def square_nearest(array: AnyArray, size: int, fit: Fit = "centre") -> AnyArray:
     """Return an (H, W) or (H, W, C) array at `size` x `size` pixels; every value is one of the source's."""
-    return _nearest(_framed(array, fit), (size, size))
+    return nearest_at(_framed(array, fit), (size, size))
 
 
 def square_mean(array: AnyArray, size: int, known: NDArray[np.bool_] | None = None, fit: Fit = "centre") -> AnyArray:
@@ -39,10 +39,19 @@ def square_mean(array: AnyArray, size: int, known: NDArray[np.bool_] | None = No
     if known is None:
         means = _resize(channels, size)
     else:
-        weights = _nearest(_framed(known, fit), framed.shape[:2]).astype(np.float32)[:, :, None]
+        weights = nearest_at(_framed(known, fit), framed.shape[:2]).astype(np.float32)[:, :, None]
         shares = _resize(weights, size).clip(min=np.finfo(np.float32).tiny)
         means = _resize(channels * weights, size) / shares
     return means.round().astype(array.dtype).reshape(size, size, *array.shape[2:])
+
+
+def nearest_at(array: AnyArray, shape: tuple[int, ...]) -> AnyArray:
+    """Return all of an (H, W) or (H, W, C) array at `shape` (rows, columns); every value is one of the source's."""
+    rows, columns = (
+        (2 * np.arange(wanted) + 1) * length // (2 * wanted)
+        for wanted, length in zip(shape, array.shape[:2], strict=True)
+    )
+    return np.ascontiguousarray(array[rows[:, None], columns])
 
 
 def check_aspect(array: AnyArray, rgb: AnyArray) -> None:
@@ -63,14 +72,6 @@ def _framed(array: AnyArray, fit: Fit) -> AnyArray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return array[top : top + side, left : left + side]
-
-
-def _nearest(array: AnyArray, shape: tuple[int, ...]) -> AnyArray:
-    rows, columns = (
-        (2 * np.arange(wanted) + 1) * length // (2 * wanted)
-        for wanted, length in zip(shape, array.shape[:2], strict=True)
-    )
-    return np.ascontiguousarray(array[rows[:, None], columns])
 
 
 def _resize(channels: NDArray[np.float32], size: int) -> NDArray[np.float32]:

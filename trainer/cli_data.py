@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from data_pipeline.taskonomy_splits import Split
 
 app = typer.Typer(no_args_is_help=True, help="Make, pack, check and show WebDataset shards.")
-pack_app = typer.Typer(no_args_is_help=True, help="Convert an official dataset to shards.")
+pack_app = typer.Typer(no_args_is_help=True, help="Convert a dataset, official or your own, to shards.")
 app.add_typer(pack_app, name="pack")
 
 Out = Annotated[Path, typer.Argument(help="Folder that receives the shards and index.json.", show_default=False)]
@@ -151,6 +151,38 @@ def pascal_context(
     )
 
 
+@pack_app.command("folder")
+def folder(
+    description: Annotated[Path, typer.Argument(help="YAML file: docs/own_data.md.", show_default=False)],
+    out: Out,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Part to take, where the description parts the samples.", show_default=False),
+    ] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side in pixels of the stored images.")] = 256,
+    workers: Workers = 2,
+    samples_per_shard: PerShard = 250,
+    label_codec: LabelCodec = "png",
+    image_codec: ImageFormat = "png",
+    image_quality: ImageQuality = None,
+    strict: Strict = False,
+) -> None:
+    """Convert a folder or table of your own, as a YAML file describes it."""
+    from data_pipeline.folder_source import FolderSource
+
+    source = FolderSource(description, size=size, split=split)
+    pack_with_progress(
+        source,
+        out,
+        workers=workers,
+        samples_per_shard=samples_per_shard,
+        label_codec=label_codec,
+        image_codec=_image_codec(image_codec, image_quality),
+        facts=source.facts,
+        strict=strict,
+    )
+
+
 @app.command()
 def index(
     shards: Annotated[Path, typer.Argument(help="Folder of tar shards; receives index.json.", show_default=False)],
@@ -177,15 +209,23 @@ def show(
     png: Annotated[Path, typer.Argument(help="Picture to write.", show_default=False)],
     count: Annotated[int, typer.Option(min=1, help="Samples, from the first one on.")] = 8,
     tasks: Annotated[str | None, typer.Option(help="Tasks or groups, separated by commas; default: all there.")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="Recipe or YAML file: show samples as it augments them for training.", show_default=False),
+    ] = None,
 ) -> None:
     """Draw a contact sheet: images beside their labels."""
+    from configs.load import load_config
     from configs.tasks import TASKS, resolve_tasks
+    from data_pipeline.draws import Augment
     from data_pipeline.index import ShardIndex
     from data_pipeline.show import contact_sheet
 
     index = ShardIndex.load(shards)
     names = _split(tasks) if tasks else [name for name in TASKS if name in index.tasks]
-    contact_sheet(index, resolve_tasks(names), count, png)
+    config = load_config(augment) if augment else None
+    drawn = Augment(config.seed, config.data.augment) if config else None
+    contact_sheet(index, resolve_tasks(names), count, png, drawn)
     _say(Console(), f"wrote {png}")
 
 
