@@ -18,7 +18,9 @@ from PIL import Image
 from configs.errors import UserError
 from configs.tasks import Encoding, TaskSpec
 from data_pipeline import byte_planes
+from data_pipeline.bounded import image_pixels, load_npy
 from data_pipeline.sample import AnyArray
+from data_pipeline.skips import DamagedMember, MemberError, UnfitMember
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 LABEL_SUFFIXES = ("png", "npy", byte_planes.SUFFIX)
@@ -29,7 +31,6 @@ LabelCodec = Literal["png", "zstd"]
 ImageFormat = Literal["png", "jpeg", "webp"]
 
 _SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *LABEL_SUFFIXES)))
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Channels per colour type, PNG specification (ISO/IEC 15948) table 11.1; type 3 is a palette.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
@@ -133,37 +134,40 @@ def decode_member(suffix: str, data: bytes, where: str) -> AnyArray:
         (H, W) uint8 or uint16, (H, W, 3) uint8, or whatever array an npy or plz holds.
 
     Raises:
-        UserError: the bytes are damaged, or the format is not one of these.
+        DamagedMember: the bytes are damaged, or declare more than `byte_planes.MOST_BYTES`.
+        UnfitMember: the format is not one of these, or a depth that is not read.
     """
     try:
         match suffix:
             case "png":
                 return _decode_png(data, where)
             case "jpg" | "jpeg":
+                image_pixels(suffix, data)
                 return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
             case "webp":
+                image_pixels(suffix, data)
                 return np.asarray(Image.open(io.BytesIO(data), formats=["WEBP"]).convert("RGB"))
             case "npy":
-                return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+                return load_npy(data)
             case byte_planes.SUFFIX:
                 return byte_planes.decode_planes(data)
-    except UserError:
+    except MemberError:
         raise
     except Exception as error:  # Fed with damaged bytes, decoders raise anything, down to errors of Python's tokenizer.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where} is damaged ({reason}): restore the shard or pack it again") from None
-    raise UserError(f"{where} has an unknown format '{suffix}': use {', '.join(_SUFFIXES)}")
+        raise DamagedMember(f"{where} is damaged ({reason}): restore the shard or pack it again") from None
+    raise UnfitMember(f"{where} has an unknown format '{suffix}': use {', '.join(_SUFFIXES)}")
 
 
 def decode_image(suffix: str, data: bytes, where: str) -> NDArray[np.uint8]:
     """Decode an (H, W, 3) uint8 image; a grey file becomes three equal channels.
 
     Raises:
-        UserError: as `decode_member`, or the member is not an 8-bit image.
+        MemberError: as `decode_member`, or the member is not an 8-bit image.
     """
     image = decode_member(suffix, data, where)
     if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-        raise UserError(f"{where} must be an 8-bit grey or RGB image, but is {image.shape} {image.dtype}")
+        raise UnfitMember(f"{where} must be an 8-bit grey or RGB image, but is {image.shape} {image.dtype}")
     return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
 
@@ -180,10 +184,10 @@ def decode_label(spec: TaskSpec, suffix: str, data: bytes, where: str) -> AnyArr
         Dense (H, W) or (H, W, C), vectors (C,); dtype as in `spec.encoding` (float16 vectors become float32).
 
     Raises:
-        UserError: damaged bytes, wrong bit depth, wrong number of channels, or a lossy format.
+        MemberError: damaged bytes, wrong bit depth, wrong number of channels, or a lossy format.
     """
     if suffix not in LABEL_SUFFIXES:
-        raise UserError(f"{where} has format '{suffix}', but labels must be {', '.join(LABEL_SUFFIXES)}")
+        raise UnfitMember(f"{where} has format '{suffix}', but labels must be {', '.join(LABEL_SUFFIXES)}")
     return _check_label(spec, decode_member(suffix, data, where), where)
 
 
@@ -191,15 +195,16 @@ def image_shape(suffix: str, data: bytes, where: str) -> tuple[int, int]:
     """Return (height, width) in pixels of an encoded image from its header alone.
 
     Raises:
-        UserError: not an image, or a damaged header.
+        MemberError: not an image of that format, or a damaged header.
     """
     if suffix not in IMAGE_SUFFIXES:
-        raise UserError(f"{where} has format '{suffix}', but images must be {', '.join(IMAGE_SUFFIXES)}")
+        raise UnfitMember(f"{where} has format '{suffix}', but images must be {', '.join(IMAGE_SUFFIXES)}")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
-    except Exception:  # As in `decode_member`.
-        raise UserError(f"{where} is not a readable {suffix} image: restore the shard or pack it again") from None
+        return image_pixels(suffix, data)
+    except Exception as error:  # As in `decode_member`.
+        raise DamagedMember(
+            f"{where} is not a readable {suffix} image ({error}): restore the shard or pack it again"
+        ) from None
 
 
 def _check_label(spec: TaskSpec, array: AnyArray, where: str) -> AnyArray:
@@ -214,7 +219,7 @@ def _check_label(spec: TaskSpec, array: AnyArray, where: str) -> AnyArray:
     else:
         shape_fits = array.ndim == 3 and array.shape[2] == encoding.channels
     if array.dtype != np.dtype(encoding.dtype) or not shape_fits:
-        raise UserError(
+        raise UnfitMember(
             f"{where} is {_describe(array)}, but task '{spec.name}' stores {_expected(spec, encoding)}: "
             "convert the label again from its source"
         )
@@ -247,18 +252,17 @@ def _encode_png(array: NDArray[Any]) -> bytes:
 
 
 def _decode_png(data: bytes, where: str) -> AnyArray:
-    if len(data) < 26 or not data.startswith(_PNG_SIGNATURE):
-        raise UserError(f"{where} is not a PNG file: restore the shard or pack it again")
-    depth, colour = data[24], data[25]
+    image_pixels("png", data)
+    depth, colour = data[24:26].ljust(2, b"\0")
     if (depth, colour) not in ((8, 0), (8, 2), (16, 0)):
-        raise UserError(
+        raise UnfitMember(
             f"{where} is a PNG of {depth} bits and {_PNG_CHANNELS.get(colour, 0)} channels (colour type {colour}): "
             "only grey of 8 or 16 bits and RGB of 8 bits are read without loss; convert it"
         )
     image = Image.open(io.BytesIO(data), formats=["PNG"])
     array = np.asarray(image)
     if array.dtype != (np.uint16 if depth == 16 else np.uint8):
-        raise UserError(
+        raise UnfitMember(
             f"{where} was read as {array.dtype} from a PNG of {depth} bits: convert it to plain grey or RGB"
         )
     return array

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from configs.errors import UserError
+from data_pipeline.bounded import image_pixels
 from data_pipeline.matlab import load_variable
 from data_pipeline.sample import AnyArray
 from data_pipeline.source import Problem
@@ -116,6 +117,7 @@ def read_codes(file: RawFile) -> NDArray[np.uint8]:
     _check_suffix(file, "png")
     data = file.read()
     try:
+        image_pixels("png", data)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             mode, codes = image.mode, np.asarray(image)
     except Exception as error:  # Fed with damaged bytes, decoders raise anything.
