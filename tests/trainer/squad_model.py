@@ -27,9 +27,9 @@ SIZES = ModelConfig(
 class SquadLoss(nn.Module):
     """Mean square of what is predicted for each pair, less a constant; minus mutual information."""
 
-    def __init__(self, group: ExpertGroup, world: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: ExpertGroup, world: dist.ProcessGroup | None, sizes: ModelConfig = SIZES) -> None:
         super().__init__()
-        self.model = ModSquad(SIZES, TASKS, SIDE, group=group)
+        self.model = ModSquad(sizes, TASKS, SIDE, group=group)
         self.matching = Matching(MatchingConfig(weight=0.1), self.model.expert_layers, len(TASKS))
         self.world = world
 
