@@ -25,6 +25,7 @@ from configs.errors import UserError
 from configs.schema import DataConfig
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
+from data_pipeline.block import Parcel
 from data_pipeline.cursor import Cursor
 from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.draws import Augment
@@ -60,7 +61,7 @@ class _Loader(ABC):
         self._tasks = tuple(tasks)
         self._workers = workers
         self._augment = augment
-        self._batches: Iterator[Batch | UserError] | None = None
+        self._batches: Iterator[Batch | Parcel | UserError] | None = None
         self._turn = 0
 
     @abstractmethod
@@ -225,59 +226,36 @@ class EvaluationLoader(_Loader):
             yield Request(tuple(mine), _count_pairs(slots, len(self._tasks)))
 
 
-class _Reader(Dataset[Batch | UserError]):
-    """Reads requests, in a worker or in the trainer's process."""
+class _Reader(Dataset[Batch | Parcel | UserError]):
+    """Reads requests, in a worker or in the trainer's process; a worker packs its batches into parcels."""
 
     def __init__(self, index: ShardIndex, tasks: tuple[TaskSpec, ...], augment: Augment | None) -> None:
         self._index = index
         self._tasks = tasks
         self._augment = augment
 
-    def __getitem__(self, request: Request) -> Batch | UserError:
+    def __getitem__(self, request: Request) -> Batch | Parcel | UserError:
         # An error travels as a value: raised in a worker it would arrive wrapped in that worker's traceback.
+        shared = get_worker_info() is not None
         try:
-            batch = read_batch(self._index, self._tasks, request.slots, request.global_pairs, self._augment)
-            if get_worker_info() is not None:
-                _share(batch)
-            return batch
+            batch = read_batch(
+                self._index, self._tasks, request.slots, request.global_pairs, self._augment, shared=shared
+            )
+            return Parcel.of(batch) if shared else batch
         except UserError as error:
             return error
 
 
-def _next_batch(batches: Iterator[Batch | UserError]) -> Batch | UserError | None:
+def _next_batch(batches: Iterator[Batch | Parcel | UserError]) -> Batch | UserError | None:
     try:
-        return next(batches, None)
+        batch = next(batches, None)
+        return batch.unpack() if isinstance(batch, Parcel) else batch
     except (RuntimeError, ConnectionError, EOFError) as error:
         # A worker that is gone is noticed by DataLoader's watch, or by a batch of it that can no longer be fetched.
         if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(
             "a loader process was killed from outside, most likely for memory: lower data.workers or train.micro_batch"
-        ) from None
-
-
-def _share(batch: Batch) -> None:
-    """Move the tensors to shared memory, through which they get to the trainer.
-
-    The queue between the two would do so as well, but in a thread of its own: where memory is short it prints a
-    traceback and forgets the batch, for which the trainer then waits for ever.
-
-    Raises:
-        UserError: there is not enough of it.
-    """
-    tensors = [
-        *(value for value in vars(batch).values() if torch.is_tensor(value)),
-        *batch.labels.values(),
-        *batch.photometric.values(),
-    ]
-    try:
-        for tensor in tensors:
-            if tensor.numel():
-                tensor.share_memory_()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        raise UserError(
-            f"no shared memory for a batch of {len(batch.keys)} images ({error}): make /dev/shm larger (docker run "
-            "--shm-size), or lower train.micro_batch or data.workers; 0 workers need none"
         ) from None
 
 

@@ -1,18 +1,22 @@
-"""From slots to batches: read the members that are needed, decode them, stack them in stored form."""
+"""From slots to batches: read the members that are needed and decode them into the batch's own memory, as stored."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from configs.errors import UserError
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
+from data_pipeline.block import Shape, allocate
 from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.plan import Slot
 from data_pipeline.sample import AnyArray
 from data_pipeline.shards import ShardIndex
+
+_IMAGES, _MASKS = "images", "mask_valid"
 
 
 def read_batch(
@@ -21,8 +25,10 @@ def read_batch(
     slots: Sequence[Slot],
     global_pairs: NDArray[np.int64],
     augment: Augment | None,
+    *,
+    shared: bool = False,
 ) -> Batch:
-    """Read one micro-batch.
+    """Read one micro-batch, whose images, masks and labels lie in one block of memory.
 
     Args:
         index: the shards.
@@ -30,26 +36,31 @@ def read_batch(
         slots: images and the tasks each serves; may be empty.
         global_pairs: (T,) pairs of each task in the global batch.
         augment: None: images as they are.
+        shared: whether that block is shared memory.
 
     Raises:
-        UserError: a member is damaged, has the wrong bit depth, or the wrong size.
+        UserError: a member is damaged, has the wrong bit depth, or the wrong size; or there is too little shared
+            memory.
     """
-    images = np.zeros((len(slots), 3, index.size, index.size), np.uint8)
-    masks = np.ones((len(slots), index.size, index.size), np.bool_)
+    pairs = sorted((task, row) for row, slot in enumerate(slots) for task in slot.tasks)
+    pixels = _allocate(index.size, tasks, len(slots), Counter(task for task, _ in pairs), shared=shared)
+    arrays: dict[str, AnyArray] = {name: tensor.numpy() for name, tensor in pixels.items()}
+    images, masks = arrays[_IMAGES], arrays[_MASKS]
     for row, slot in enumerate(slots):
         images[row] = index.image(slot.sample).transpose(2, 0, 1)
         masks[row] = index.mask_valid(slot.sample)
     drawn = draw_augmentations(augment, [(slot.epoch, slot.sample) for slot in slots])
-    pairs = sorted((task, row) for row, slot in enumerate(slots) for task in slot.tasks)
+    filled: Counter[int] = Counter()
+    for task, row in pairs:
+        label = index.label(slots[row].sample, tasks[task])
+        arrays[tasks[task].name][filled[task]] = label.transpose(2, 0, 1) if label.ndim == 3 else label
+        filled[task] += 1
     return Batch(
-        images=torch.from_numpy(images),
-        mask_valid=torch.from_numpy(masks),
+        images=pixels[_IMAGES],
+        mask_valid=pixels[_MASKS],
         pair_image=torch.tensor([row for _, row in pairs], dtype=torch.int64),
         pair_task=torch.tensor([task for task, _ in pairs], dtype=torch.int64),
-        labels={
-            spec.name: _read_labels(index, spec, [slots[row].sample for task, row in pairs if task == number])
-            for number, spec in enumerate(tasks)
-        },
+        labels={spec.name: pixels[spec.name] for spec in tasks},
         global_pairs=torch.from_numpy(global_pairs),
         flip=drawn.flip,
         crop=drawn.crop,
@@ -59,12 +70,23 @@ def read_batch(
     )
 
 
-def _read_labels(index: ShardIndex, spec: TaskSpec, samples: Sequence[int]) -> Tensor:
-    """Return the stored labels of `samples`: dense (p, C, S, S), vectors (p, C)."""
-    channels = spec.encoding.channels
-    shape = (channels, index.size, index.size) if spec.dense else (channels,)
-    stacked: AnyArray = np.empty((len(samples), *shape), spec.encoding.dtype)
-    for row, sample in enumerate(samples):
-        label = index.label(sample, spec)
-        stacked[row] = label.transpose(2, 0, 1) if label.ndim == 3 else label
-    return torch.from_numpy(stacked)
+def _allocate(
+    side: int, tasks: Sequence[TaskSpec], images: int, pairs: Counter[int], *, shared: bool
+) -> dict[str, torch.Tensor]:
+    """Return the block's tensors: images (B, 3, S, S), masks (B, S, S), labels of tasks (p, C, S, S) or (p, C)."""
+    arrays: dict[str, tuple[Shape, torch.dtype]] = {
+        _IMAGES: ((images, 3, side, side), torch.uint8),
+        _MASKS: ((images, side, side), torch.bool),
+    }
+    for number, spec in enumerate(tasks):
+        shape = (pairs[number], spec.encoding.channels, *((side, side) if spec.dense else ()))
+        arrays[spec.name] = shape, getattr(torch, spec.encoding.dtype)
+    try:
+        return allocate(arrays, shared=shared)
+    except RuntimeError as error:
+        if not shared:
+            raise
+        raise UserError(
+            f"no shared memory for a batch of {images} images ({error}): make /dev/shm larger (docker run "
+            "--shm-size), or lower train.micro_batch or data.workers; 0 workers need none"
+        ) from None
