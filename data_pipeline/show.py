@@ -7,13 +7,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.tasks import TaskSpec
+from data_pipeline.draws import Augment
 from data_pipeline.index import ShardIndex
 from data_pipeline.pictures import colour_range, to_picture
-from data_pipeline.targets import Target, to_target
+from data_pipeline.plan import Slot
+from data_pipeline.reading import read_batch
+from data_pipeline.targets import Prepared, Target, prepare_batch, to_target
 
 _MIN_CELL = 128
 _GAP = 6
@@ -22,7 +26,9 @@ _PAPER = (255, 255, 255)
 _INK = (40, 40, 40)
 
 
-def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path: Path) -> None:
+def contact_sheet(
+    index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path: Path, augment: Augment | None = None
+) -> None:
     """Draw the first `count` samples, and write the picture as PNG.
 
     Columns are the image and the tasks; what a sample lacks is an empty cell. Depths of one column share their colours.
@@ -32,27 +38,42 @@ def contact_sheet(index: ShardIndex, tasks: Sequence[TaskSpec], count: int, path
         tasks: labels to draw, as columns.
         count: rows; fewer if there are fewer samples.
         path: the PNG to write.
+        augment: show the samples as training sees them in the first epoch, at the stored size; None: as they are.
 
     Raises:
         UserError: a count below 1, a damaged member, or a path that cannot be written.
     """
     if count < 1:
         raise UserError(f"count {count}: give the number of samples to show, 1 or more")
-    samples = range(min(count, len(index)))
-    images: list[NDArray[np.uint8] | None] = [index.image(sample) for sample in samples]
-    columns = [images, *(_column(index, spec, samples) for spec in tasks)]
+    rows = [_prepare(index, tasks, sample, augment) for sample in range(min(count, len(index)))]
+    images: list[NDArray[np.uint8] | None] = [_image(row.images[0]) for row in rows]
+    columns = [images, *(_column(spec, [row.targets[spec.name] for row in rows]) for spec in tasks)]
     sheet = _lay_out(["rgb", *(spec.name for spec in tasks)], columns, max(_MIN_CELL, index.size))
     with atomic_path(path) as temporary:
         sheet.save(temporary, format="PNG")
 
 
-def _column(index: ShardIndex, spec: TaskSpec, samples: Sequence[int]) -> list[NDArray[np.uint8] | None]:
-    targets = [load_target(index, sample, spec) if index.has(sample, spec.name) else None for sample in samples]
-    value_range = colour_range(spec, ((target.values[0], target.mask[0]) for target in targets if target is not None))
+def _prepare(index: ShardIndex, tasks: Sequence[TaskSpec], sample: int, augment: Augment | None) -> Prepared:
+    """Read one sample with all its labels, by the way that training takes."""
+    served = tuple(number for number, spec in enumerate(tasks) if index.has(sample, spec.name))
+    pairs = np.array([number in served for number in range(len(tasks))], np.int64)
+    return prepare_batch(read_batch(index, tasks, [Slot(sample, served, 0)], pairs, augment), tasks, index.size)
+
+
+def _image(image: Tensor) -> NDArray[np.uint8]:
+    """(3, S, S) in [-1, 1] as (S, S, 3) bytes."""
+    codes: NDArray[np.uint8] = ((image + 1.0) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return codes
+
+
+def _column(spec: TaskSpec, targets: Sequence[Target]) -> list[NDArray[np.uint8] | None]:
+    """One picture per sample, None where `targets` has no pair."""
+    present = [(target.values[0], target.mask[0]) for target in targets if len(target.values)]
+    value_range = colour_range(spec, present)
     return [
-        None
-        if target is None
-        else to_picture(spec, target.values[0], target.mask[0] if spec.dense else None, value_range=value_range)
+        to_picture(spec, target.values[0], target.mask[0] if spec.dense else None, value_range=value_range)
+        if len(target.values)
+        else None
         for target in targets
     ]
 

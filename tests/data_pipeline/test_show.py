@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
+from configs.schema import AugmentConfig
 from configs.tasks import resolve_tasks
+from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
 from data_pipeline.show import contact_sheet, load_target
@@ -41,6 +43,19 @@ def test_the_sheet_shows_images_labels_and_gaps(index: ShardIndex, tmp_path: Pat
     missing = picture(1, 1)
     assert (missing[2:40, 2:-2] == 255).all()
     assert missing.min() < 100, "says that there is no label"
+
+
+def test_an_augmented_sheet_shows_what_training_sees(index: ShardIndex, tmp_path: Path) -> None:
+    augment = Augment(3, AugmentConfig(flip=False, zoom=(0.4, 0.5), rotate_degrees=10))
+    contact_sheet(index, TASKS[:2], 3, tmp_path / "sheet.png", augment)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    drawn = draw_augmentations(augment, [(0, sample) for sample in range(3)])
+    rows = [sheet[26 + 134 * row : 26 + 134 * row + 128, 6:134] for row in range(3)]
+    for row, (_, _, height, _) in zip(rows, drawn.crop.tolist(), strict=True):
+        # A margin of middle grey around what shrank by the zoom.
+        shown = (np.abs(row.astype(int) - 128) > 1).any(-1).mean()
+        assert shown == pytest.approx(1 / height**2, rel=0.25)
+    assert not np.array_equal(rows[0], rows[1])
 
 
 def test_fewer_samples_than_rows(index: ShardIndex, tmp_path: Path) -> None:
