@@ -242,6 +242,9 @@ class DataConfig(Section):
     """Samples are shuffled within a sliding window of about this many shards; bounds the shards open at once."""
     workers: NonNegative = 1
     """Loader processes per rank; 0 loads in the training process."""
+    max_bad_samples: NonNegative = 0
+    """Training samples with a damaged image or label that a run may leave out, over all ranks, before it stops; 0 stops
+    at the first. What is left out is listed in RUN/skipped.jsonl; evaluations leave nothing out."""
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")

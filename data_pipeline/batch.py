@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data_pipeline.skips import Skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -33,6 +35,7 @@ class Batch:
         photometric: name of a change of colours (`data_pipeline.photometric`) -> (B,) float32, its strength; only
             changes that the run makes.
         inside: (B, S, S) bool; False where the pixel lies outside the image and nothing is known. None: none does.
+        left_out: damaged members that the plan asked for; their pairs are counted in `global_pairs`, and nowhere else.
     """
 
     images: Tensor
@@ -47,6 +50,7 @@ class Batch:
     rotation: Tensor | None = None
     photometric: dict[str, Tensor] = field(default_factory=dict)
     inside: Tensor | None = None
+    left_out: tuple[Skip, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with all tensors on `device`."""

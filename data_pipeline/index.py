@@ -22,6 +22,7 @@ from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.index_file import INDEX_FILE, IndexHead, parse_index
 from data_pipeline.places import open_storage
 from data_pipeline.sample import AnyArray
+from data_pipeline.skips import MemberError, UnfitMember
 from data_pipeline.storage import OpenShards, ShardFile, Storage
 from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, Members, ShardEntry
 
@@ -122,16 +123,21 @@ class ShardIndex:
         """Return the bytes of one member.
 
         Raises:
-            UserError: the sample has no such member, or the shard cannot be read or was cut.
+            MemberError: its bytes cannot be read.
+            UserError: the sample has no such member, or the shard cannot be opened or was cut.
         """
         if not self.has(sample, member):
             raise UserError(f"{self.where(sample, member)} does not exist")
         column = self._columns[member]
         size = int(column.size[sample])
         try:
-            data = os.pread(self._open.descriptor(int(self.shard_of[sample])), size, int(column.offset[sample]))
+            descriptor = self._open.descriptor(int(self.shard_of[sample]))
         except OSError as error:
-            raise UserError(f"{self.where(sample, member)} cannot be read: {error.strerror}") from None
+            raise UserError(f"{self.where(sample, member)} cannot be opened: {error.strerror}") from None
+        try:
+            data = os.pread(descriptor, size, int(column.offset[sample]))
+        except OSError as error:
+            raise MemberError(f"{self.where(sample, member)} cannot be read: {error.strerror}") from None
         if len(data) != size:
             raise UserError(f"{self.where(sample, member)} is cut off: the shard is truncated, restore it")
         return data
@@ -173,7 +179,7 @@ class ShardIndex:
         where = self.where(sample, MASK_FIELD)
         mask = decode_member(self.suffix(sample, MASK_FIELD), self.read(sample, MASK_FIELD), where)
         if mask.ndim != 2:
-            raise UserError(f"{where} must be grey, but is {mask.shape}: convert it")
+            raise UnfitMember(f"{where} must be grey, but is {mask.shape}: convert it")
         return self._sized(mask, where) > 0
 
     def meta(self, sample: int) -> dict[str, Any]:
@@ -209,7 +215,7 @@ class ShardIndex:
     def _sized(self, array: AnyArray, where: str) -> AnyArray:
         if array.shape[:2] != (self.size, self.size):
             height, width = array.shape[:2]
-            raise UserError(
+            raise UnfitMember(
                 f"{where} is {height} x {width} pixels, but the images are {self.size} x {self.size}: resize it and "
                 "make the shard again"
             )
