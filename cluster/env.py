@@ -45,7 +45,9 @@ class RankEnv:
 
 
 def detect() -> RankEnv:
-    """Read torchrun's and the deepspeed launcher's variables, else those of srun; without either, one process.
+    """Read torchrun's and the deepspeed launcher's variables, else those of srun or of submitit's local jobs.
+
+    Without any, one process.
 
     Under srun the first node of the step is the place to meet, and the port follows from the job's number, unless
     MASTER_ADDR and MASTER_PORT say otherwise. A batch script itself is no step, whatever the number of its tasks.
@@ -58,6 +60,9 @@ def detect() -> RankEnv:
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         variables = {**_slurm_rendezvous(), **os.environ}
         return _from_variables(variables, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        prefix = "SUBMITIT_LOCAL_"
+        return _from_variables(os.environ, f"{prefix}GLOBALID", f"{prefix}NTASKS", f"{prefix}LOCALID")
     return RankEnv(master_port=free_port())
 
 

@@ -63,10 +63,15 @@ def find_recipe(source: str | Path) -> Path:
         return shipped
     if path.is_dir() and (path / "config.yaml").is_file():
         return path / "config.yaml"
-    names = sorted(str(found.relative_to(RECIPES).with_suffix("")) for found in RECIPES.rglob("*.yaml"))
-    near = get_close_matches(path.stem, names, n=1, cutoff=0.0)
+    near = get_close_matches(path.stem, recipe_names(), n=1, cutoff=0.0)
     hint = f"did you mean the recipe '{near[0]}'?" if near else "there is no shipped recipe either"
     raise UserError(f"no configuration at '{source}': {hint}")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes, sorted; profiles of clusters are none (`configs.launch`)."""
+    found = [*RECIPES.glob("*.yaml"), *RECIPES.glob("baselines/*.yaml")]
+    return sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in found)
 
 
 def dump_config(config: RunConfig) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from cluster.cpu import tune_process
 from configs.errors import UserError
 from trainer.cli_bench import bench
+from trainer.cli_cluster import cancel, launch, logs, status
 from trainer.cli_data import app as data_app
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(bench)
+for command in (launch, status, logs, cancel):
+    app.command()(command)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.", show_default=False)]
@@ -103,16 +106,10 @@ def train(
         return
     from cluster.env import detect
     from cluster.local import die_with_launcher
-    from trainer.loop import Trainer
-    from trainer.rank_process import load_on_all, run_to_the_end
+    from trainer.entry import train_rank
 
     die_with_launcher()
-    env = detect()
-
-    def action() -> None:
-        Trainer(load_on_all(lambda: load_config(config, overrides or []), env), env).fit()
-
-    sys.exit(run_to_the_end(action, env, debug=_debugging()))
+    sys.exit(train_rank(config, detect(), overrides=overrides or [], debug=_debugging()))
 
 
 @app.command()

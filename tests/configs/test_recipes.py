@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cluster.groups import Layout, accumulation_steps, check_experts
-from configs.load import RECIPES, load_config
+from configs.load import RECIPES, load_config, recipe_names
 from model.cost import count_parameters
 from model.mod_squad import ModSquad
 
-NAMES = sorted(str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+NAMES = recipe_names()
 every_recipe = pytest.mark.parametrize("name", NAMES)
 
 

@@ -1,0 +1,279 @@
+"""Runs as SLURM jobs, through submitit: one rank per GPU, the code as it is now, and another try where it is worth one.
+
+The batch script starts the ranks with srun. When they leave because they were warned (time limit, preemption), because
+a rank was lost or killed, it puts the job back into the queue under the same number, at most `max_requeues` times; the
+run then goes on from its last checkpoint. This happens in the batch script since `scontrol` is missing in containers.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError
+
+from cluster.env import free_port
+from cluster.snapshot import snapshot_code
+from cluster.worker import RETRIED, TrainJob
+from configs.atomic import cannot_write, write_text_atomically
+from configs.errors import UserError
+from configs.launch import LaunchConfig, minutes_of
+
+SLURM_FOLDER = "slurm"
+JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """What a run folder keeps of the job that it was last submitted as.
+
+    Attributes:
+        job_id: SLURM's number; NUMBER_INDEX for one run of a sweep.
+        folder: where submitit keeps scripts and logs.
+        ranks: number of ranks.
+        submitted: seconds since 1970.
+    """
+
+    job_id: str
+    folder: str
+    ranks: int
+    submitted: float
+
+    def log(self, rank: int, stream: str = "out") -> Path:
+        """Return the log of a rank: what it wrote to standard output ("out") or error ("err")."""
+        return Path(self.folder) / f"{self.job_id}_{rank}_log.{stream}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to submit.
+
+    Attributes:
+        run_dir: its folder.
+        config: text of its resolved configuration.
+    """
+
+    run_dir: Path
+    config: str
+
+
+def sbatch_script(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> str:
+    """Return the batch script that `submit` would hand to sbatch; writes nothing.
+
+    Raises:
+        UserError: an option that submitit or sbatch does not take.
+    """
+    executor = _slurm_executor(launch, folder, folder / "code", _name(runs, folder))
+    inner = executor._executor
+    if len(runs) > 1:
+        inner.parameters["map_count"] = len(runs)
+    text: str = inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
+    return text
+
+
+def submit(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> list[JobRecord]:
+    """Submit runs, several as one job array, and note in each run folder what it was submitted as.
+
+    Args:
+        runs: at least one.
+        launch: what to ask for.
+        folder: receives scripts, logs and the copy of the code; every node must see it under this path.
+
+    Raises:
+        UserError: no SLURM here, sbatch refuses, or the folder cannot be written.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError("there is no sbatch here: launch on a login node of a SLURM cluster, or with --local")
+    executor = _slurm_executor(launch, folder, snapshot_code(_made(folder)), _name(runs, folder))
+    jobs = [TrainJob(str(_write_config(run, folder))) for run in runs]
+    try:
+        if len(jobs) == 1:
+            submitted = [executor.submit(jobs[0])]
+        else:
+            with executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
+    except (FailedJobError, subprocess.CalledProcessError) as error:
+        raise UserError(f"sbatch refused the job: {_reason(error)}") from None
+    return [_note(run, job, launch, folder) for run, job in zip(runs, submitted, strict=True)]
+
+
+def run_locally(run: Run, launch: LaunchConfig, folder: Path) -> int:
+    """Run the same job through submitit on this machine, show what rank 0 writes, and wait.
+
+    Returns:
+        0 when it succeeded, else 1.
+
+    Raises:
+        UserError: more than one node is asked for, or the folder cannot be written.
+    """
+    if launch.nodes > 1:
+        raise UserError(f"--local has one node, not {launch.nodes}: leave --nodes out")
+    code = snapshot_code(_made(folder))
+    executor = submitit.AutoExecutor(folder=folder, cluster="local")
+    rendezvous = f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()}"
+    executor.update_parameters(
+        tasks_per_node=launch.ranks,
+        gpus_per_node=launch.gpus_per_node,
+        timeout_min=minutes_of(launch.time),
+        local_setup=[_python_path(code), rendezvous, *launch.setup],
+    )
+    job = executor.submit(TrainJob(str(_write_config(run, folder))))
+    record = _note(run, job, launch, folder)
+    shown = 0
+    while not job.done():
+        shown = _show_more(record.log(0), shown)
+        time.sleep(0.2)
+    _show_more(record.log(0), shown)
+    failed = [rank for rank in range(record.ranks) if job.task(rank).exception() is not None]
+    for rank in failed[:1]:
+        print(record.log(rank, "err").read_text(errors="replace").strip(), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def read_job(run_dir: Path) -> JobRecord:
+    """Return what the run was last submitted as.
+
+    Raises:
+        UserError: it was not launched, or the note is damaged.
+    """
+    path = run_dir / SLURM_FOLDER / JOB_FILE
+    try:
+        return JobRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UserError(f"{run_dir} was not launched as a job: it has no {SLURM_FOLDER}/{JOB_FILE}") from None
+    except (ValueError, TypeError, OSError):
+        raise UserError(f"{path} is damaged: launch the run again") from None
+
+
+def _slurm_executor(launch: LaunchConfig, folder: Path, code: Path, name: str) -> submitit.AutoExecutor:
+    executor = submitit.AutoExecutor(
+        folder=folder, cluster="slurm", slurm_python=launch.python and shlex.quote(launch.python)
+    )
+    try:
+        executor.update_parameters(**_parameters(launch, folder, code, name))
+    except (ValueError, NameError, TypeError) as error:
+        raise UserError(f"launch: {str(error).splitlines()[0]}") from None
+    return executor
+
+
+def _parameters(launch: LaunchConfig, folder: Path, code: Path, name: str) -> dict[str, Any]:
+    options = {
+        "account": launch.account,
+        "qos": launch.qos,
+        "constraint": launch.constraint,
+        "exclude": launch.exclude,
+        "partition": launch.partition,
+        "gpus_per_node": launch.gpus_per_node or None,
+        "mem": launch.mem_gb and f"{launch.mem_gb}G",
+    }
+    srun = ["--kill-on-bad-exit=1"]  # the ranks that are left would wait for one that is gone
+    if launch.container_image:
+        mounts = [*launch.container_mounts, f"{folder.parent}:{folder.parent}"]
+        srun += [f"--container-image={launch.container_image}", f"--container-mounts={','.join(mounts)}"]
+    return {
+        "name": name,
+        "nodes": launch.nodes,
+        "tasks_per_node": launch.ranks,
+        "cpus_per_task": launch.cpus_per_rank,
+        "timeout_min": minutes_of(launch.time),
+        "slurm_signal_delay_s": launch.grace_seconds,
+        "slurm_array_parallelism": launch.array_parallelism,
+        "slurm_srun_args": srun,
+        "slurm_setup": [*_environment(code), *launch.setup],
+        "slurm_teardown": _requeue_lines(launch.max_requeues),
+        "slurm_additional_parameters": {
+            "requeue": True,
+            **{key.replace("_", "-"): value for key, value in options.items() if value is not None},
+            **launch.slurm,
+        },
+    }
+
+
+def _environment(code: Path) -> list[str]:
+    """Return the lines that set what every rank finds in its environment."""
+    return [
+        _python_path(code),
+        # Ranks wait for minutes, without a word, for a name that they cannot resolve. SLURM knows an address.
+        'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "address=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
+        "MASTER_ADDR=$(getent ahostsv4 \"${address:-$first}\" | awk 'NR == 1 {print $1}')",
+        'export MASTER_ADDR="${MASTER_ADDR:-$first}"',
+        # Since SLURM 22.05 srun takes the cores of a task from here alone.
+        'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
+    ]
+
+
+def _python_path(code: Path) -> str:
+    return f'export PYTHONPATH={shlex.quote(str(code.resolve()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+
+
+def _requeue_lines(max_requeues: int) -> list[str]:
+    """Return the lines after srun: put the job back into the queue if its status asks for it."""
+    pattern = " | ".join(str(status) for status in sorted(RETRIED))
+    return [
+        "status=$?",
+        'case "$status" in',
+        f"  {pattern})",
+        f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then',
+        '      echo "status $status: back into the queue, restart $((${SLURM_RESTART_COUNT:-0} + 1))"',
+        '      scontrol requeue "$SLURM_JOB_ID" && sleep 60',  # the requeue ends this script
+        "    else",
+        f'      echo "status $status after {max_requeues} restarts: not put back into the queue (max_requeues)"',
+        "    fi;;",
+        "esac",
+        'exit "$status"',
+    ]
+
+
+def _name(runs: Sequence[Run], folder: Path) -> str:
+    return f"modsquad-{runs[0].run_dir.name if len(runs) == 1 else folder.parent.name}"
+
+
+def _write_config(run: Run, folder: Path) -> Path:
+    path = folder / f"config-{run.run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    write_text_atomically(path, run.config)
+    return path.resolve()
+
+
+def _note(run: Run, job: submitit.Job[str], launch: LaunchConfig, folder: Path) -> JobRecord:
+    record = JobRecord(
+        job_id=job.job_id,
+        folder=str(folder.resolve()),
+        ranks=launch.nodes * launch.ranks,
+        submitted=time.time(),
+    )
+    write_text_atomically(run.run_dir / SLURM_FOLDER / JOB_FILE, json.dumps(asdict(record)) + "\n")
+    return record
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    """Return sbatch's own words."""
+    lines = [line for line in str(error).splitlines() if "error" in line.lower()]
+    return (lines or str(error).splitlines() or [repr(error)])[-1].removeprefix("sbatch: error: ")
+
+
+def _show_more(log: Path, shown: int) -> int:
+    """Print what a log holds behind the first `shown` bytes; return how many it has."""
+    if not log.is_file():
+        return shown
+    with log.open("rb") as file:
+        file.seek(shown)
+        text = file.read()
+    sys.stdout.write(text.decode(errors="replace"))
+    sys.stdout.flush()
+    return shown + len(text)

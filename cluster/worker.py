@@ -1,0 +1,67 @@
+"""What a submitted job runs on every rank: the trainer, through submitit.
+
+submitit's own answer to a warning runs inside a signal handler, on rank 0 alone, in the middle of a step, where ranks
+cannot agree on anything. So the trainer catches the signals itself: all ranks save at one step boundary and leave with
+a status that tells the batch script to put the job back into the queue. Such a rank leaves no result behind, which
+would be taken for that of a later run of the same job.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+from cluster.env import RankEnv, detect
+from cluster.local import LOST_STATUS
+
+WARNINGS = (signal.SIGTERM, signal.SIGUSR2)
+# A rank that was warned or has lost another is worth another try, and so is one that was killed: by a node that failed,
+# or for memory that a neighbour took.
+RETRIED = (LOST_STATUS, *(128 + number for number in (*WARNINGS, signal.SIGKILL)))
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training run; submitit pickles it, and every rank calls it.
+
+    Attributes:
+        config: path of the resolved configuration.
+        entry: "module:function" of the trainer, which this package does not import; called with (config, env), it
+            returns the exit status of its rank.
+    """
+
+    config: str
+    entry: str = "trainer.entry:train_rank"
+
+    def __call__(self) -> str:
+        """Train; return the configuration's path when the run is complete.
+
+        Raises:
+            RuntimeError: the run failed in a way that another try would not mend; the log says how.
+        """
+        for number in WARNINGS:
+            signal.signal(number, _leave_at_once)
+        module, _, name = self.entry.partition(":")
+        train: Callable[[str, RankEnv], int] = getattr(import_module(module), name)
+        env = detect()
+        status = train(self.config, env)
+        if status in RETRIED:
+            _leave(status)
+        if status:
+            raise RuntimeError(f"rank {env.rank} ended with status {status}: its log says why")
+        return self.config
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Before training has begun there is nothing to save."""
+    _leave(128 + number)
+
+
+def _leave(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,232 @@
+"""Jobs on a real SLURM: two nodes, warnings and lost ranks, failures, sweeps."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import cancel_job, job_state
+from cluster.launch import Run, read_job, sbatch_script, submit
+from configs.errors import UserError
+from configs.launch import LaunchConfig
+from configs.load import dump_config
+from tests.services.prometheus import wait_until
+from tests.services.slurm import running_slurm, wait_for_job
+from tests.trainer.loop_run import loop_config, make_shards
+from trainer.run_files import StepRecord, read_steps
+
+STEPS = 40
+TWO_NODES = LaunchConfig(nodes=2, cpus_per_rank=1, time="10", max_requeues=2)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Path]:
+    with running_slurm() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    make_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slurm: Path, shards: Path) -> list[StepRecord]:
+    """The lines of a run on two nodes that nothing happened to."""
+    run = make_run(shards, "undisturbed")
+    (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
+    assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
+    return read_steps(run.run_dir)
+
+
+def make_run(shards: Path, name: str, *overrides: str) -> Run:
+    run_dir = shards / name
+    steps = (f"train.steps={STEPS}", "checkpoint.every_steps=10", f"run_dir={run_dir}")
+    return Run(run_dir, dump_config(loop_config(shards, *steps, *overrides)))
+
+
+def log(run: Run) -> str:
+    return "\n".join(path.read_text() for path in sorted((run.run_dir / "slurm").glob("*_log.*")))
+
+
+def wait_for_step(run: Run, step: int) -> None:
+    def reached() -> bool:
+        steps = read_steps(run.run_dir)
+        return bool(steps) and steps[-1].step >= step
+
+    wait_until(reached, 120, f"step {step}\n{log(run)}")
+
+
+def assert_same_training(steps: list[StepRecord], expected: list[StepRecord]) -> None:
+    assert [line.step for line in steps] == [line.step for line in expected]
+    assert [line.loss for line in steps] == [line.loss for line in expected]
+
+
+def test_a_job_on_two_nodes_trains_to_the_end(undisturbed: list[StepRecord], shards: Path) -> None:
+    assert [line.step for line in undisturbed] == list(range(1, STEPS + 1))
+    logs = sorted(path.name.partition("_")[2] for path in (shards / "undisturbed" / "slurm").glob("*_log.out"))
+    assert logs == ["0_log.out", "1_log.out"]
+    assert (shards / "undisturbed" / "evaluation" / f"step_{STEPS:08d}_val.json").is_file()
+
+
+def test_a_warned_job_saves_goes_back_into_the_queue_and_goes_on(undisturbed: list[StepRecord], shards: Path) -> None:
+    run = make_run(shards, "warned")
+    (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
+    wait_for_step(run, 3)
+    subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
+    assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
+    assert "interrupted by SIGUSR2" in log(run)
+    assert "back into the queue, restart 1" in log(run)
+    assert_same_training(read_steps(run.run_dir), undisturbed)
+
+
+def test_a_job_that_lost_a_rank_goes_back_into_the_queue(undisturbed: list[StepRecord], shards: Path) -> None:
+    run = make_run(shards, "lost")
+    (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
+    wait_for_step(run, 12)
+    os.kill(rank_process(record.job_id, 1), signal.SIGKILL)
+    assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
+    assert "back into the queue, restart 1" in log(run)
+    assert_same_training(read_steps(run.run_dir), undisturbed)
+
+
+def test_restarts_are_counted(slurm: Path, shards: Path) -> None:
+    run = make_run(shards, "stubborn")
+    launch = TWO_NODES.model_copy(update={"max_requeues": 0})
+    (record,) = submit([run], launch, run.run_dir / "slurm")
+    wait_for_step(run, 3)
+    subprocess.run(["scancel", "--signal=USR2", record.job_id], check=True)
+    assert wait_for_job(record.job_id).state == "FAILED"
+    assert "status 140 after 0 restarts: not put back into the queue (max_requeues)" in log(run)
+
+
+def test_a_job_that_fails_says_why_and_is_not_tried_again(slurm: Path, shards: Path) -> None:
+    run = make_run(shards, "failing", f"data.train={shards}/nothing")
+    (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
+    assert wait_for_job(record.job_id).state == "FAILED"
+    shown = modsquad("logs", str(run.run_dir))
+    assert f"error: there is no folder {shards}/nothing" in shown.stdout
+    assert "restart" not in log(run)
+
+
+def test_a_sweep_is_an_array_of_runs(slurm: Path, shards: Path) -> None:
+    config = shards / "sweep.yaml"
+    config.write_text(make_run(shards, "sweep", "train.steps=2").config)
+    options = ("--sweep", "optim.lr=0.001,0.0001", "--cpus-per-rank", "1", "--time", "10")
+    launched = modsquad("launch", str(config), *options)
+    assert "submitted 2 runs as the array" in launched.stdout, launched.stderr
+    folders = sorted((shards / "sweep").glob("00*"))
+    assert [folder.name for folder in folders] == ["000_optim.lr=0.001", "001_optim.lr=0.0001"]
+    for folder in folders:
+        assert wait_for_job(read_job(folder).job_id).state == "COMPLETED"
+        assert read_steps(folder)[0].learning_rate == float(folder.name.partition("=")[2]) / 2
+    shown = modsquad("status", *map(str, folders)).stdout
+    assert shown.count("completed") == 2
+    assert shown.count("2/2") == 2
+
+
+def test_a_cancelled_job_is_over(slurm: Path, shards: Path) -> None:
+    run = make_run(shards, "cancelled", "train.steps=100000")
+    (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
+    wait_until(lambda: job_state(record.job_id).state == "RUNNING", 60, "running")
+    cancel_job(record.job_id)
+    assert wait_for_job(record.job_id).state == "CANCELLED"
+
+
+def test_sbatch_accepts_the_script_of_a_dry_run(slurm: Path, shards: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(make_run(shards, "dry").config)
+    options = ("--nodes", "2", "--cpus", "2", "--time", "1:00:00", "--partition", "normal", "--slurm", "nice=5")
+    script = modsquad("launch", str(config), *options, "--dry-run").stdout
+    (tmp_path / "script.sh").write_text(script)
+    tried = subprocess.run(
+        ["sbatch", "--test-only", tmp_path / "script.sh"], capture_output=True, text=True, check=False
+    )
+    assert "using 4 tasks" in tried.stderr or "using 16 processors on nodes node[1-2]" in tried.stderr
+    assert not (shards / "dry").exists(), "a dry run writes nothing"
+
+
+def test_what_sbatch_refuses_is_told_in_its_words(slurm: Path, shards: Path) -> None:
+    run = make_run(shards, "refused")
+    launch = TWO_NODES.model_copy(update={"partition": "nowhere"})
+    with pytest.raises(UserError, match=r"sbatch refused the job: .*invalid partition specified: nowhere"):
+        submit([run], launch, run.run_dir / "slurm")
+
+
+def test_an_unknown_job_is_unknown(slurm: Path) -> None:
+    assert job_state("999999").state == "UNKNOWN"
+
+
+def test_options_of_sbatch_are_in_the_script(tmp_path: Path) -> None:
+    launch = LaunchConfig(
+        nodes=3,
+        gpus_per_node=8,
+        account="vision",
+        constraint="h100",
+        grace_seconds=300,
+        slurm={"exclusive": True, "comment": "two words"},
+        setup=("module load cuda",),
+        container_image="modsquad.sqsh",
+        container_mounts=("/data:/data:ro",),
+        python="/opt/venv/bin/python",
+    )
+    script = sbatch_script([Run(tmp_path / "run", "")], launch, tmp_path / "run" / "slurm")
+    lines = script.splitlines()
+    for option in (
+        "nodes=3",
+        "gpus-per-node=8",
+        "ntasks-per-node=8",
+        "account=vision",
+        "constraint=h100",
+        "signal=USR2@300",
+        "exclusive",
+        "comment='two words'",
+        "job-name=modsquad-run",
+        "requeue",
+    ):
+        assert f"#SBATCH --{option}" in lines
+    assert lines.index("module load cuda") < next(i for i, line in enumerate(lines) if line.startswith("srun "))
+    mounts = f"--container-mounts=/data:/data:ro,{tmp_path}/run:{tmp_path}/run"
+    assert f"--container-image=modsquad.sqsh {mounts} /opt/venv/bin/python" in script
+
+
+def test_the_same_job_runs_without_slurm(shards: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(make_run(shards, "local", "train.steps=3", "checkpoint.every_steps=3").config)
+    done = modsquad("launch", str(config), "--local", "--cpus", "2")
+    assert done.returncode == 0, done.stderr
+    assert "step 3/3" in done.stdout
+    assert [line.step for line in read_steps(shards / "local")] == [1, 2, 3]
+    failed = modsquad("launch", str(config), "--local", "optim.lr=1e-5")
+    assert failed.returncode == 1
+    assert "holds a run with another optim.lr" in failed.stderr
+
+
+def modsquad(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trainer.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def rank_process(job_id: str, rank: int) -> int:
+    """Return the process of a rank: the one that runs Python with that place in the job."""
+    wanted = (f"SLURM_JOB_ID={job_id}".encode(), f"SLURM_PROCID={rank}".encode())
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if all(variable in variables for variable in wanted) and b"submitit.core._submit" in command:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
