@@ -8,13 +8,16 @@ training loop keeps (data position, counters); tensors in it are replaced by {"_
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
+
+from configs.errors import UserError
 
 MANIFEST, STATE_JSON, STATE_TENSORS = "manifest.json", "state.json", "state.safetensors"
 _TENSOR_KEY = "__tensor__"
@@ -45,6 +48,28 @@ class Manifest(BaseModel):
 def checkpoint_name(step: int) -> str:
     """Name of the folder of the checkpoint after `step` optimizer steps."""
     return f"step_{step:08d}"
+
+
+def checkpoint_step(name: str) -> int:
+    """Return the step of a name that `checkpoint_name` made."""
+    return int(name.removeprefix("step_"))
+
+
+@contextmanager
+def naming_storage_errors() -> Iterator[None]:
+    """Turn the system's errors about a checkpoint's files into user errors."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error) from error
+
+
+def storage_error(cause: object) -> UserError:
+    """Return what a user is told when a checkpoint cannot be written or read."""
+    return UserError(
+        f"cannot use the checkpoint folder ({str(cause).splitlines()[0]}): free some space or choose another run_dir; "
+        "complete checkpoints are as they were"
+    )
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -89,16 +114,15 @@ def find_damage(folder: Path, manifest: Manifest, share: int, shares: int) -> st
     return None
 
 
-def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `state`: JSON values, and tensors of any dtype on the CPU, nested in lists and dicts with string keys."""
+def encode_state(state: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the files, by name, that hold `state`: JSON values and tensors in lists and dicts with string keys."""
     tensors: dict[str, Tensor] = {}
     tree = _without_tensors(state, tensors)
-    write_durably(folder / STATE_JSON, json.dumps(tree, indent=1).encode())
-    write_durably(folder / STATE_TENSORS, safetensors.torch.save(tensors))
+    return {STATE_JSON: json.dumps(tree, indent=1).encode(), STATE_TENSORS: safetensors.torch.save(tensors)}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return what `write_state` wrote; tuples come back as lists."""
+    """Return what `encode_state` was given; tuples come back as lists."""
     tensors = safetensors.torch.load((folder / STATE_TENSORS).read_bytes())
     state: dict[str, Any] = _with_tensors(json.loads((folder / STATE_JSON).read_bytes()), tensors)
     return state

@@ -23,9 +23,10 @@ from data_pipeline.batch import Batch
 from data_pipeline.loader import TrainLoader
 from data_pipeline.targets import Prepared, prepare_batch
 from model.routing_stats import RoutingLedger
-from trainer import checkpoint
 from trainer.agreement import on_all, on_each, on_main
 from trainer.assembly import assemble
+from trainer.checkpoint import load_latest
+from trainer.checkpoint_save import CheckpointSaver
 from trainer.constant import Constants, constant_predictor
 from trainer.continuity import check_continues
 from trainer.engine import StepOutcome, init_distributed
@@ -35,6 +36,7 @@ from trainer.journal import append_line, finite, truncate_lines
 from trainer.objective import StepStatistics
 from trainer.optim import learning_rate
 from trainer.progress import StepListener, terminal_progress
+from trainer.run_lock import lock_run
 from trainer.run_state import RunState
 from trainer.telemetry import Telemetry
 
@@ -76,6 +78,10 @@ class Trainer:
             self.state = RunState.at_start(config, self.parts)
             self._resume()
             self._telemetry = self._serve_metrics()
+            self._saver = CheckpointSaver(
+                self.run_dir, self.parts.engine, config.checkpoint, self._telemetry.on_checkpoint
+            )
+            resources.callback(self._saver.close)
             if env.is_main and self.parts.start_note:
                 self._listener.on_note(self.parts.start_note)
             self._batches = self._open_batches()
@@ -104,12 +110,14 @@ class Trainer:
                 if self.env.is_main:
                     self._listener.on_step(done, self._line)
                 self._stop_if_told(signals)
+                self._saver.check()
                 if done % self.config.checkpoint.every_steps == 0 or done == steps:
                     self._save()
                 if self._evaluation_due():
                     self.evaluate(signals)
             if self._evaluated_step != self.state.steps_done:
                 self.evaluate(signals)
+            self._saver.wait()
 
     def step(self) -> StepOutcome:
         """Run one optimizer step on the next global batch. A bad step leaves no trace but its place in the data.
@@ -203,6 +211,7 @@ class Trainer:
         """Save and raise Interrupted when a signal has reached any rank. A collective call."""
         if stop := signals.agreed(self.parts.engine.world_group):
             self._save()
+            self._saver.wait()
             raise Interrupted(stop, self.state.steps_done)
 
     def close(self) -> None:
@@ -223,7 +232,7 @@ class Trainer:
     def _lock(self) -> None:
         """Keep other runs out of the folder; rank 0 does so, and every rank raises if it cannot."""
         assert dist.group.WORLD is not None, "init_distributed has made it"
-        on_main(dist.group.WORLD, lambda: self._resources.enter_context(checkpoint.lock_run(self.run_dir)))
+        on_main(dist.group.WORLD, lambda: self._resources.enter_context(lock_run(self.run_dir)))
 
     def _on_main_alone(self, write: Callable[[], object]) -> None:
         """Run `write` on rank 0; if it fails, all ranks raise. A collective call."""
@@ -231,7 +240,7 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go to the latest checkpoint, if any, and make the run folder say so."""
-        restored = checkpoint.load_latest(self.run_dir, self.parts.engine)
+        restored = load_latest(self.run_dir, self.parts.engine)
         if restored is not None:
             self.state.restore(restored.step, restored.state, self.parts, self.env.rank, self.config.seed)
             self._saved_step = restored.step
@@ -314,15 +323,8 @@ class Trainer:
         state.journal.next_line()
 
     def _save(self) -> None:
-        """Write a checkpoint of this step, unless there is one. A collective call."""
+        """Begin a checkpoint of this step, unless there is one. A collective call."""
         if self._saved_step == self.state.steps_done:
             return
-        checkpoint.save(
-            self.run_dir,
-            self.parts.engine,
-            step=self.state.steps_done,
-            state=self.state.collect(self.parts.engine.world_group, self.env.rank),
-            keep_last=self.config.checkpoint.keep_last,
-        )
+        self._saver.save(self.state.steps_done, self.state.collect(self.parts.engine.world_group, self.env.rank))
         self._saved_step = self.state.steps_done
-        self._telemetry.on_checkpoint()

@@ -19,8 +19,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from configs.errors import UserError
 from tests.trainer.worlds import CLIPS, Case, engine_on, launched, resume, world_of_one
-from trainer.checkpoint import load_latest, lock_run, read_weights, save
+from trainer.checkpoint import load_latest, read_weights
+from trainer.checkpoint_save import save
 from trainer.engine import Engine
+from trainer.run_lock import lock_run
 
 
 def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
@@ -78,7 +80,7 @@ def test_a_file_that_torch_cuts_short_is_told_as_a_storage_error(engine: Engine,
     failure = CheckpointException("write", {0: (cause, traceback.StackSummary())})
     save_steps(tmp_path, engine, [1])
     with (
-        mock.patch("trainer.checkpoint.save_tensors", side_effect=failure),
+        mock.patch("trainer.checkpoint_save.save_tensors", side_effect=failure),
         pytest.raises(UserError, match=r"could not be written whole.*free some space"),
     ):
         save_steps(tmp_path, engine, [2])
@@ -195,10 +197,10 @@ def test_another_model_is_refused(engine: Engine, tmp_path: Path) -> None:
 
 
 MOMENTS = {  # function, and which of its calls
-    "after the tensors": ("trainer.checkpoint._describe_share", 1),
-    "before the manifest": ("trainer.checkpoint.write_durably", 1),
-    "before the rename": ("trainer.checkpoint.sync_folder", 1),
-    "before the pointer": ("trainer.checkpoint.sync_folder", 2),
+    "after the tensors": ("trainer.checkpoint_save._describe_share", 1),
+    "before the manifest": ("trainer.checkpoint_save.write_durably", 1),
+    "before the rename": ("trainer.checkpoint_save.sync_folder", 1),
+    "before the pointer": ("trainer.checkpoint_save.sync_folder", 2),
 }
 
 

@@ -32,7 +32,8 @@ from model.dispatch import ExpertGroup
 from tests.ranks import run_ranks
 from tests.trainer.squad_model import SquadLoss, squad_batches
 from tests.trainer.toy_model import ToyModel, toy_batches, toy_config
-from trainer.checkpoint import load_latest, save
+from trainer.checkpoint import load_latest
+from trainer.checkpoint_save import save
 from trainer.engine import Engine, StepOutcome, close_distributed, expert_group, init_distributed
 from trainer.process_groups import create_groups
 
