@@ -15,7 +15,7 @@ from rich.console import Console
 from cluster.cpu import tune_process
 from configs.errors import UserError
 from trainer.cli_bench import bench
-from trainer.cli_cluster import cancel, launch, logs, status
+from trainer.cli_cluster import cancel, launch, logs, status, watch
 from trainer.cli_data import app as data_app
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(bench)
-for command in (launch, status, logs, cancel):
+for command in (launch, status, logs, watch, cancel):
     app.command()(command)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]

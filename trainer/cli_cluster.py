@@ -1,4 +1,4 @@
-"""`modsquad launch`, `status`, `logs`, `cancel`: runs as jobs of a SLURM cluster."""
+"""`modsquad launch`, `status`, `logs`, `watch`, `cancel`: runs as jobs of a SLURM cluster, and how they do."""
 
 from __future__ import annotations
 
@@ -134,6 +134,21 @@ def logs(
             asked = time.monotonic()
             follow = not job_state(record.job_id).is_over
         time.sleep(0.5)
+
+
+def watch(
+    run: RunFolder,
+    refresh: Annotated[float, Option(min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, Option("--once", help="Show it once and stop.")] = False,
+) -> None:
+    """Show step, time left, losses and the load of every expert of a run that trains, until it is done."""
+    from trainer.watch import draw
+    from trainer.watch import watch as keep_watching
+
+    if once:
+        Console().print(draw(run))
+    else:
+        keep_watching(run, refresh_seconds=refresh, console=Console())
 
 
 def cancel(runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)]) -> None:
