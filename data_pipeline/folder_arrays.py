@@ -6,6 +6,8 @@ of files with several pictures the first one does not stand for all. No pickle i
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +38,11 @@ def read_picture(file: RawFile) -> NDArray[np.uint8]:
         UserError: no such file, an unknown format, a damaged file, or one of more than 8 bits.
     """
     data = _read(file, PICTURE_SUFFIXES)
-    image = _open(file.suffix, data)
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
-        raise UserError(f"the file is of mode {image.mode}, which is no 8-bit image: convert it")
-    return _array(ImageOps.exif_transpose(image).convert("RGB"))
+    with _damage_named():
+        image = _open(file.suffix, data)
+        if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
+            raise UserError(f"the file is of mode {image.mode}, which is no 8-bit image: convert it")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def read_array(file: RawFile, key: str | None = None) -> AnyArray:
@@ -65,15 +68,8 @@ def read_array(file: RawFile, key: str | None = None) -> AnyArray:
             if key is None:
                 raise UserError("a mat file holds variables by name: give the name as `key`")
             return load_variable(data, key)
-    image = _open(file.suffix, data)
-    if getattr(image, "n_frames", 1) > 1:
-        raise UserError("the file holds several pictures: give each sample a file of its own")
-    if image.mode in ("LA", "RGBA"):
-        return _array(image)[..., 0] if image.mode == "LA" else _array(image)[..., :3]
-    if image.mode not in ("1", "L", "P", "RGB", "F") and not image.mode.startswith("I"):
-        raise UserError(f"the file is of mode {image.mode}, which holds no plain values: convert it")
-    array = _array(image)
-    return array.astype(array.dtype.newbyteorder("="))
+    with _damage_named():
+        return _values(_open(file.suffix, data))
 
 
 def _read(file: RawFile, suffixes: tuple[str, ...]) -> bytes:
@@ -91,42 +87,43 @@ def _read(file: RawFile, suffixes: tuple[str, ...]) -> bytes:
 def _open(suffix: str, data: bytes) -> Image.Image:
     if suffix == "png" and len(data) > 25 and data[24] == 16 and data[25] != 0:
         raise UserError("the file is a PNG of 16 bits per colour, of which only 8 would be read: convert it")
-    try:
-        image = Image.open(io.BytesIO(data), formats=[_PILLOW_NAMES.get(suffix, suffix.upper())])
-        image.load()
-    except Exception as error:
-        raise _damaged(error) from None
+    image = Image.open(io.BytesIO(data), formats=[_PILLOW_NAMES.get(suffix, suffix.upper())])
+    image.load()
     return image
 
 
-def _array(image: Image.Image) -> AnyArray:
-    try:
-        return np.asarray(image)
-    except Exception as error:
-        raise _damaged(error) from None
+def _values(image: Image.Image) -> AnyArray:
+    if getattr(image, "n_frames", 1) > 1:
+        raise UserError("the file holds several pictures: give each sample a file of its own")
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "F") and not image.mode.startswith("I"):
+        raise UserError(f"the file is of mode {image.mode}, which holds no plain values: convert it")
+    array = np.asarray(image)
+    if image.mode in ("LA", "RGBA"):
+        return array[:, :, 0] if image.mode == "LA" else array[:, :, :3]
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def _read_npz(data: bytes, key: str | None) -> AnyArray:
+    with _damage_named(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if key is None and len(names) != 1:
+            raise UserError(f"the file holds {', '.join(sorted(names)) or 'nothing'}: say which as `key`")
+        wanted = names[0] if key is None else key
+        if wanted not in names:
+            raise UserError(f"the file holds no '{wanted}', but {', '.join(sorted(names)) or 'nothing'}")
+        info = archive.infolist()[names.index(wanted)]
+        if info.file_size > _MOST_BYTES:
+            raise UserError(f"'{wanted}' is of {info.file_size} bytes, which no label is")
+        return decode_member("npy", archive.read(info), "the file")
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """Turn whatever decoders raise when they are fed with damaged bytes, which is anything, into one line."""
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if key is None and len(names) != 1:
-                raise UserError(f"the file holds {', '.join(sorted(names)) or 'nothing'}: say which as `key`")
-            wanted = names[0] if key is None else key
-            if wanted not in names:
-                raise UserError(f"the file holds no '{wanted}', but {', '.join(sorted(names)) or 'nothing'}")
-            info = archive.infolist()[names.index(wanted)]
-            if info.file_size > _MOST_BYTES:
-                raise UserError(f"'{wanted}' is of {info.file_size} bytes, which no label is")
-            member = archive.read(info)
+        yield
     except UserError:
         raise
-    except Exception as error:  # As for pictures.
-        raise _damaged(error) from None
-    return decode_member("npy", member, "the file")
-
-
-def _damaged(error: Exception) -> UserError:
-    """Fed with damaged bytes, decoders raise anything."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"the file is damaged ({reason}): restore it")
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"the file is damaged ({reason}): restore it") from None

@@ -95,9 +95,9 @@ class DepthLabel(FileLabel):
         values = _plane(array).astype(np.float64)
         known = np.isfinite(values) & ~np.isin(values, self.invalid)
         shifted = np.where(known, values, 0.0) + self.offset
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             metres = self.unit_metres / shifted if self.inverse else self.unit_metres * shifted
-        codes = np.rint(metres * CODES_PER_METRE)
+            codes = np.rint(metres * CODES_PER_METRE)
         known &= (metres > 0.0) & (codes <= _FARTHEST_CODE)
         unknown = class_code(spec, VOID)
         return Converted(np.where(known, codes, unknown).astype(np.uint16), known)
