@@ -76,8 +76,8 @@ class ShardIndex:
         """Read the index of a folder of shards, and compare it with the files that are there.
 
         Args:
-            place: the folder.
-            config: what `open_storage` needs to know; None: the defaults.
+            place: the folder, or its URL.
+            config: how remote shards are cached; None: the defaults.
 
         Raises:
             UserError: no folder, no index, one that is damaged or of another version, a missing shard, or a shard whose

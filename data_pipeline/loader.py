@@ -31,6 +31,7 @@ from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.draws import Augment
 from data_pipeline.plan import Slot
 from data_pipeline.planner import make_plan
+from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import ShardIndex
 
@@ -147,7 +148,7 @@ class TrainLoader(_Loader):
 
         Raises:
             UserError: the cursor belongs to other shards or another seed, no sample has a wanted label, or the global
-                batch cannot be dealt evenly.
+                batch cannot be dealt evenly, or the cache of remote shards is too small.
         """
         super().__init__(index, tasks, config.workers, Augment(seed, config.augment))
         cursor.check(index, seed)
@@ -163,6 +164,10 @@ class TrainLoader(_Loader):
         self._world = world
         self._start = cursor.position
         self._steps = steps
+        # DataLoader asks for so many micro-batches before it hands over the first one.
+        requested = max(1, config.workers * _PREFETCH)
+        self._in_flight = images_per_step * (1 + math.ceil(requested * world / self._parts))
+        self._read_ahead().check_room(self._in_flight)
         self._homes = homes
 
     def __len__(self) -> int:
@@ -170,11 +175,21 @@ class TrainLoader(_Loader):
         return self._steps * self._parts // self._world
 
     def _requests(self) -> Iterator[Request]:
-        for step in range(self._steps):
-            slots = self.plan.slots(self._start + step * self._images_per_step, self._images_per_step)
-            pairs = _count_pairs(slots, len(self._tasks))
-            parts = deal_pairs(slots, self._parts, self._homes) if self._homes else deal_slots(slots, self._parts)
-            yield from (Request(part, pairs) for part in parts[self._rank :: self._world])
+        with self._read_ahead() as ahead:
+            for step in range(self._steps):
+                first = self._start + step * self._images_per_step
+                ahead.advance(first - self._in_flight, first + self._images_per_step)
+                yield from self._deal(self.plan.slots(first, self._images_per_step))
+
+    def _read_ahead(self) -> ReadAhead:
+        end = self._start + self._steps * self._images_per_step
+        cycle = len(self._index) - self.plan.unlabelled
+        return ReadAhead(self._index, self.plan.samples, start=self._start, end=end, cycle=cycle)
+
+    def _deal(self, slots: Sequence[Slot]) -> Iterator[Request]:
+        pairs = _count_pairs(slots, len(self._tasks))
+        parts = deal_pairs(slots, self._parts, self._homes) if self._homes else deal_slots(slots, self._parts)
+        yield from (Request(part, pairs) for part in parts[self._rank :: self._world])
 
 
 class EvaluationLoader(_Loader):
@@ -211,6 +226,7 @@ class EvaluationLoader(_Loader):
         self._rank = rank
         self._world = world
         self._count = len(index) if limit is None else min(limit, len(index))
+        self._in_flight = batch_size * world * (1 + max(1, workers * _PREFETCH))
 
     def __len__(self) -> int:
         """Batches of this rank, empty ones included."""
@@ -219,11 +235,18 @@ class EvaluationLoader(_Loader):
     def _requests(self) -> Iterator[Request]:
         available = self._index.available([spec.name for spec in self._tasks])
         turn = self._batch_size * self._world
-        for first in range(0, self._count, turn):
-            samples = range(first, min(first + turn, self._count))
-            slots = [Slot(sample, tuple(np.flatnonzero(available[sample]).tolist()), 0) for sample in samples]
-            mine = slots[self._rank * self._batch_size :][: self._batch_size]
-            yield Request(tuple(mine), _count_pairs(slots, len(self._tasks)))
+        with ReadAhead(self._index, _in_order, start=0, end=self._count, cycle=self._count) as ahead:
+            for first in range(0, self._count, turn):
+                ahead.advance(first - self._in_flight, first + turn)
+                samples = range(first, min(first + turn, self._count))
+                slots = [Slot(sample, tuple(np.flatnonzero(available[sample]).tolist()), 0) for sample in samples]
+                mine = slots[self._rank * self._batch_size :][: self._batch_size]
+                yield Request(tuple(mine), _count_pairs(slots, len(self._tasks)))
+
+
+def _in_order(position: int, count: int) -> NDArray[np.int64]:
+    """Samples of an evaluation's positions."""
+    return np.arange(position, position + count)
 
 
 class _Reader(Dataset[Batch | Parcel | UserError]):

@@ -59,8 +59,9 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
     check_experts(config.model, config.parallel.ep_size)
     micro_batch, accumulation = accumulation_steps(config.train.images_per_step, config.train.micro_batch, env.world)
     assert dist.group.WORLD is not None, "init_distributed has made it"
+    data = config.data
     train_index, val_index = on_each(
-        dist.group.WORLD, lambda: (ShardIndex.load(config.data.train), ShardIndex.load(config.data.val))
+        dist.group.WORLD, lambda: (ShardIndex.load(data.train, data), ShardIndex.load(data.val, data))
     )
     tasks = config.task_specs
     group = expert_group(layout)

@@ -10,7 +10,7 @@ from trainer.run_files import read_config
 # What a run was trained with so far cannot change on the way.
 _FIXED = ("tasks", "seed", "model", "data", "optim")
 # Where the same data lies (its fingerprint is in the checkpoint), and how many processes load it, may.
-_FREE = ("data.train", "data.val", "data.workers")
+_FREE = ("data.train", "data.val", "data.cache_dir", "data.cache_gib", "data.workers")
 
 
 def check_continues(run_dir: Path, config: RunConfig) -> None:

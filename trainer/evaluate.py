@@ -219,8 +219,8 @@ def evaluate_run(run_dir: Path, split: Literal["train", "val"] = "val") -> Evalu
         raise UserError(f"there is no split '{split}': use train or val")
     device = available_device()
     model, config, step = load_run_model(run_dir, device)
-    train_index = ShardIndex.load(config.data.train)
-    index = train_index if split == "train" else ShardIndex.load(config.data.val)
+    train_index = ShardIndex.load(config.data.train, config.data)
+    index = train_index if split == "train" else ShardIndex.load(config.data.val, config.data)
     constants = constant_predictor(train_index, config.task_specs, config.data.image_size)
     ledger = RoutingLedger(model.expert_layers, [spec.name for spec in config.task_specs])
     evaluation = evaluate(

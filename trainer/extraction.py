@@ -98,7 +98,7 @@ class _WholeModel:
         self.specs = _find_tasks(self.config, tasks)
         self.names = [spec.name for spec in self.specs]
         self.routing, self.images = routing, self.config.evaluate.images if images is None else images
-        self.index = ShardIndex.load(self.config.data.val)
+        self.index = ShardIndex.load(self.config.data.val, self.config.data)
         counted = RoutingLedger(self.model.expert_layers, [spec.name for spec in self.model.tasks])
         self.ledger = counted if routing == "validation" else _ledger_of(run_dir, self.step)
         self.record = RoutingRecord(self.model)

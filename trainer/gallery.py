@@ -63,7 +63,7 @@ def predict_rooms(model: ModSquad, config: RunConfig, count: int) -> list[RoomPi
         UserError: the shards are missing or damaged.
     """
     tasks = config.task_specs
-    index = ShardIndex.load(Path(config.data.val))
+    index = ShardIndex.load(config.data.val, config.data)
     loader = EvaluationLoader(index, tasks, batch_size=1, rank=0, world=1, limit=count, workers=0)
     rooms = []
     try:

@@ -87,7 +87,7 @@ def measure_run(run_dir: Path, images: int) -> ConflictRecord:
     model, config, step = load_run_model(run_dir, device)
     if len(model.tasks) < 2:
         raise UserError(f"{run_dir} was trained on one task only: gradients of two are needed for a conflict")
-    index = ShardIndex.load(config.data.train)
+    index = ShardIndex.load(config.data.train, config.data)
 
     def batches() -> Iterator[Prepared]:
         loader = EvaluationLoader(
