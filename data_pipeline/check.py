@@ -12,7 +12,7 @@ from rich.text import Text
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.index import ShardIndex
 from data_pipeline.show import load_target
-from data_pipeline.source import Problem, read_facts, read_problems
+from data_pipeline.source import JOB_FILE, PROBLEMS_FILE, Problem, read_facts, read_problems
 
 _DECODED_SAMPLES = 64
 
@@ -44,7 +44,7 @@ class CheckReport:
     """What `check_shards` found.
 
     Attributes:
-        folder: the shards' folder.
+        place: the shards' folder or URL.
         shards, samples: their numbers.
         size: side of the stored images in pixels.
         file_bytes: size of all shards.
@@ -54,7 +54,7 @@ class CheckReport:
         problems: what the packing left out.
     """
 
-    folder: Path
+    place: str
     shards: int
     samples: int
     size: int
@@ -82,25 +82,26 @@ class CheckReport:
         return table
 
 
-def check_shards(folder: Path) -> CheckReport:
+def check_shards(place: Path | str) -> CheckReport:
     """Verify every shard's checksum, decode labels of samples spread over all shards, and count.
 
     Raises:
         UserError: no index, a missing, truncated or changed shard, or a member that cannot be decoded.
     """
-    index = ShardIndex.load(folder)
+    index = ShardIndex.load(place)
     index.verify()
+    job, problems = index.storage.find(JOB_FILE), index.storage.find(PROBLEMS_FILE)
     specs = [spec for name, spec in TASKS.items() if name in index.tasks]
     return CheckReport(
-        folder=folder,
+        place=index.storage.place,
         shards=index.shard_count,
         samples=len(index),
         size=index.size,
         file_bytes=index.file_bytes,
         fingerprint=index.fingerprint,
         tasks=tuple(_report_task(index, spec) for spec in specs),
-        facts=read_facts(folder),
-        problems=read_problems(folder),
+        facts=read_facts(job.parent) if job else (),
+        problems=read_problems(problems.parent) if problems else (),
     )
 
 

@@ -21,7 +21,7 @@ pack_app = typer.Typer(no_args_is_help=True, help="Convert a dataset, official o
 app.add_typer(pack_app, name="pack")
 
 Out = Annotated[Path, typer.Argument(help="Folder that receives the shards and index.json.", show_default=False)]
-Shards = Annotated[Path, typer.Argument(help="Folder of shards with index.json.", show_default=False)]
+Shards = Annotated[str, typer.Argument(help="Folder of shards with index.json, or its URL.", show_default=False)]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 PerShard = Annotated[int, typer.Option("--samples-per-shard", min=1, help="At most so many samples in one shard.")]
 LabelCodec = Annotated[
