@@ -307,7 +307,10 @@ class ParallelConfig(Section):
     ep_size: Positive = 1
     """Ranks over which every expert layer is sharded; must divide the world and the number of experts."""
     zero_stage: Literal[0, 1, 2] = 1
-    """DeepSpeed ZeRO stage. Stage 3 does not take expert layers."""
+    """DeepSpeed ZeRO stage. Stage 3 does not take expert layers; `ep_size` shards them, stages 1 and 2 the moments."""
+    expert_placement: Literal["in_order", "task_affine"] = "in_order"
+    """in_order: experts lie on the ranks in order, tasks are dealt alike; task_affine: at start and at checkpoints,
+    experts and pairs move to where few tokens leave their rank. Losses are the same."""
     timeout_seconds: float = Field(600.0, gt=0)
     """A collective that takes longer ends the run with an error rather than a hang."""
 

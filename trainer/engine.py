@@ -22,6 +22,7 @@ from cluster.env import RankEnv
 from cluster.groups import Layout
 from configs.schema import ParallelConfig, RunConfig
 from model.dispatch import ExpertGroup
+from trainer.expert_moves import move_experts
 from trainer.master_state import LogicalState, MasterState, PartitionedMasterState, ReplicatedMasterState
 from trainer.optim import param_groups
 from trainer.process_groups import ProcessGroups, create_groups, join_world, leave_meeting
@@ -138,9 +139,15 @@ class Engine:
         self.device: torch.device = next(iter(self._parameters.values())).device
         self.dtype: torch.dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
         self._masters = self._master_state()
+        self._order_of: dict[str, Tensor] = {}  # parameter -> its expert at each place, where they are not in order
         self._clip_factor = 1.0
         if self.zero_stage == 0:
             self._optimizer.register_step_pre_hook(lambda *_: self._scale_gradients())
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is trained, by name."""
+        return self._parameters
 
     @property
     def world_group(self) -> dist.ProcessGroup:
@@ -189,16 +196,30 @@ class Engine:
         gradients = {}
         for name, parameter in self._parameters.items():
             gradient = deepspeed.utils.safe_get_full_grad(parameter).detach().float()
-            gradients[name] = self._all_experts(gradient) if _is_sharded(parameter) else gradient.clone()
+            whole = self._all_experts(gradient) if _is_sharded(parameter) else gradient.clone()
+            order = self._order_of.get(name)
+            gradients[name] = whole if order is None else whole[order.argsort()]
         return gradients
 
     def logical_state(self) -> LogicalState:
         """Return what a checkpoint holds, free of ranks and stages (see `trainer.master_state`). A collective call."""
-        return self._masters.read(self._parameters, self._groups)
+        state = self._masters.read(self._parameters, self._groups)
+        return move_experts(state, self._order_of, self._groups.expert)
 
     def load_logical_state(self, state: Mapping[str, Tensor]) -> None:
         """Put `state`, made by any layout's `logical_state`, in place of weights and moments. A collective call."""
-        self._masters.write(self._parameters, state)
+        places = {name: order.argsort() for name, order in self._order_of.items()}
+        self._masters.write(self._parameters, move_experts(state, places, self._groups.expert))
+
+    def place_experts(self, order_of: Mapping[str, Tensor]) -> None:
+        """Move sharded experts, their masters and their moments to other places. A collective call.
+
+        Args:
+            order_of: parameter name -> (E,) int64, the expert at each place; those not named lie in order.
+        """
+        state = self.logical_state()
+        self._order_of = dict(order_of)
+        self.load_logical_state(state)
 
     def close(self) -> None:
         """Release DeepSpeed's hooks; the module stays usable."""

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cluster.placement import LayerUse, Placement, place
+from cluster.placement import Placement, place
 from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.plan import Slot
 from model.exchange_plan import exchange_bytes, plan_exchange
 from model.layer_routing import ExpertLayerInfo
+from trainer.affine_placement import layer_use
 from trainer.bench.comparison import DTYPES, Comparison, Row, Settings
 from trainer.bench.exchange_on_ranks import LayerCall, sent_bytes
 from trainer.bench.recorded_routing import (
@@ -109,8 +110,12 @@ class _Replay:
 
     def place(self) -> Placement:
         """Return the placement for how tasks used experts on other images."""
-        weights = np.bincount(self._recorded.pairs[:, 1], minlength=len(next(iter(self._recorded.shares.values()))))
-        uses = {layer.name: layer_use(layer, self._recorded, self._item_bytes) for layer in self._recorded.layers}
+        recorded = self._recorded
+        weights = np.bincount(recorded.pairs[:, 1], minlength=len(recorded.ledger.tasks))
+        uses = {
+            layer.name: layer_use(recorded.config, layer, recorded.ledger, self._item_bytes)
+            for layer in recorded.layers
+        }
         return place(uses, weights.tolist(), self._ranks)
 
     def _homes(self, dealt: Sequence[Sequence[Slot]]) -> NDArray[np.int64]:
@@ -161,14 +166,3 @@ class _Replay:
         return Comparison(
             name=f"{name} ep {self._ranks}", title=title, dtype=self._dtype, reference=reference, rows=tuple(rows)
         )
-
-
-def layer_use(layer: ExpertLayerInfo, recorded: RecordedRouting, item_bytes: int) -> LayerUse:
-    """Return how tasks use a layer, with the bytes of a row and of a choice."""
-    config = recorded.config
-    heads = config.attention_head_width if layer.kind == "attention" else 0
-    return LayerUse(
-        shares_TE=recorded.shares[layer.name],
-        row_bytes=4 * config.width * item_bytes,
-        choice_bytes=4 * heads * item_bytes,
-    )

@@ -54,7 +54,7 @@ class RecordedRouting:
         layers: its expert layers that see the task.
         pairs: (P, 2) int64, image and task.
         choices: layer name -> (P, N, K) int64, the experts of every token.
-        shares: layer name -> (T, E), share of each task's tokens that choose each expert, on other images.
+        ledger: how tasks used experts on other images.
         source: for the reader: where it comes from.
     """
 
@@ -62,7 +62,7 @@ class RecordedRouting:
     layers: tuple[ExpertLayerInfo, ...]
     pairs: NDArray[np.int64]
     choices: dict[str, Tensor]
-    shares: dict[str, NDArray[np.float64]]
+    ledger: RoutingLedger
     source: str
 
 
@@ -128,6 +128,6 @@ def _recorded(record: RoutingRecord, ledger: RoutingLedger, source: str) -> Reco
         layers=layers,
         pairs=record.pairs.numpy(),
         choices={layer.name: record.choices(layer.name) for layer in layers},
-        shares={layer.name: ledger.shares(layer.name).numpy() for layer in layers},
+        ledger=ledger,
         source=source,
     )

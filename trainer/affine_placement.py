@@ -1,0 +1,79 @@
+"""Task-affine placement of a run: from its routing ledger to places of experts and homes of tasks (cluster.placement).
+
+A function of the ledger alone, so that a run that resumes from a checkpoint finds the placement that it had chosen
+there. Statistics, checkpoints, squads and reports count experts by their own numbers and know nothing of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cluster.placement import LayerUse, place
+from configs.schema import ModelConfig, RunConfig
+from data_pipeline.dealing import TaskHomes
+from model.layer_routing import ExpertLayerInfo
+from model.mod_squad import ModSquad
+from model.routing_stats import RoutingLedger
+from model.vit import ExpertLayer
+from trainer.engine import Engine
+
+_PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AffinePlacement:
+    """Where experts and tasks live.
+
+    Attributes:
+        homes: how a global batch is dealt.
+        experts: layer name -> its expert at each place.
+    """
+
+    homes: TaskHomes
+    experts: dict[str, tuple[int, ...]]
+
+
+def choose_placement(config: RunConfig, ledger: RoutingLedger) -> AffinePlacement | None:
+    """Return the placement for how tasks have used experts; None where the run wants none, or nothing is known yet.
+
+    Args:
+        config: of the run.
+        ledger: of all ranks, the same on each of them.
+    """
+    ranks = config.parallel.ep_size
+    if config.parallel.expert_placement == "in_order" or ranks == 1 or not ledger.layers:
+        return None
+    tokens_T = ledger.tokens[ledger.layers[-1].name].double()
+    if not tokens_T.sum():
+        return None
+    item_bytes = _PARAMETER_BYTES[config.train.dtype]
+    uses = {layer.name: layer_use(config.model, layer, ledger, item_bytes) for layer in ledger.layers}
+    found = place(uses, tokens_T.tolist(), ranks)
+    return AffinePlacement(homes=TaskHomes(ranks, found.task_order), experts=found.experts)
+
+
+def layer_use(config: ModelConfig, layer: ExpertLayerInfo, ledger: RoutingLedger, item_bytes: int) -> LayerUse:
+    """Return how tasks use a layer, and the bytes of a row and of a choice, forward and backward."""
+    head_width = config.attention_head_width if layer.kind == "attention" else 0
+    return LayerUse(
+        shares_TE=ledger.shares(layer.name).numpy(),
+        row_bytes=4 * config.width * item_bytes,
+        choice_bytes=4 * head_width * item_bytes,
+    )
+
+
+def apply_placement(placement: AffinePlacement, model: ModSquad, engine: Engine) -> None:
+    """Move experts, with masters and moments, to their places, and let the model find them there. A collective call."""
+    order_of: dict[str, Tensor] = {}
+    names = {id(parameter): name for name, parameter in engine.parameters.items()}
+    layers = [part for part in model.backbone.modules() if isinstance(part, ExpertLayer)]
+    for layer in layers:
+        order = torch.tensor(placement.experts[layer.info.name])
+        layer.place_E = order.argsort().to(engine.device)
+        order_of |= {
+            names[id(parameter)]: order
+            for parameter in layer.experts.parameters()
+            if getattr(parameter, "is_expert", False)
+        }
+    engine.place_experts(order_of)
