@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from configs.errors import UserError
 from configs.schema import DataConfig
 from data_pipeline.local_storage import LocalStorage
 from data_pipeline.remote_storage import RemoteStorage
@@ -19,9 +20,16 @@ def open_storage(place: Path | str, config: DataConfig) -> Storage:
     Args:
         place: folder or URL.
         config: where remote shards are kept, and how many of them.
+
+    Raises:
+        UserError: it looks like a URL, but is none.
     """
     if isinstance(place, Path) or not _URL.match(place):
         return LocalStorage(Path(place))
+    try:
+        urlsplit(place)
+    except ValueError as error:
+        raise UserError(f"{place} is not a URL ({error}): correct it") from None
     if place.startswith("file://"):
         return LocalStorage(Path(unquote(urlsplit(place).path)))
     folder = Path(config.cache_dir) if config.cache_dir else default_cache_folder()

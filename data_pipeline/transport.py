@@ -4,6 +4,7 @@ http and https go through the standard library, whose time-outs act on every wai
 (s3, gs, memory, ...) goes through fsspec, in ranges, each watched by a clock of its own.
 """
 
+import base64
 import http.client
 import ssl
 import threading
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import fsspec
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 _RANGE_BYTES = 8 << 20
 # A connection that trickles less than this in the time of a stall has stalled.
 _TRICKLE_BYTES = 1 << 16
+
+# In the path of a URL that is quoted already, or needs it (RFC 3986, 3.3).
+_UNQUOTED = "/%:@!$&'()*+,;=~"
 
 _BUSY = {408, 425, 429}
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -76,7 +80,8 @@ def join_url(url: str, name: str) -> str:
     """Return the URL of a file in the folder `url`, whose query (a token, say) is kept."""
     parts = urlsplit(url)
     if parts.scheme in ("http", "https"):
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
+        folder = quote(parts.path.rstrip("/"), safe=_UNQUOTED)
+        return urlunsplit(parts._replace(path=f"{folder}/{quote(name)}"))
     return f"{url.rstrip('/')}/{name}"
 
 
@@ -105,7 +110,7 @@ def _open_http(url: str, start: int, known: str, stall_seconds: float) -> Stream
     if known:
         headers["If-None-Match" if '"' in known else "If-Modified-Since"] = known
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=stall_seconds)
+        response = urllib.request.urlopen(_request(url, headers), timeout=stall_seconds)
     except urllib.error.HTTPError as error:
         with closing(error):
             if error.code == http.client.NOT_MODIFIED:
@@ -113,8 +118,6 @@ def _open_http(url: str, start: int, known: str, stall_seconds: float) -> Stream
             raise _refusal(error) from None
     except (OSError, http.client.HTTPException) as error:
         raise _fault(error, stall_seconds) from None
-    except ValueError as error:
-        raise UserError(f"{shown_url(url)} is not a URL ({error}): correct it") from None
     begins = start if response.status == http.client.PARTIAL_CONTENT else 0
     length = response.headers.get("Content-Length")
     return Stream(
@@ -123,6 +126,17 @@ def _open_http(url: str, start: int, known: str, stall_seconds: float) -> Stream
         version=response.headers.get("ETag") or response.headers.get("Last-Modified") or "",
         chunks=_http_chunks(response, stall_seconds),
     )
+
+
+def _request(url: str, headers: dict[str, str]) -> urllib.request.Request:
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
+    if user:
+        # Not for whomever the server may send this request on to.
+        token = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
 
 
 def _http_chunks(response: http.client.HTTPResponse, stall_seconds: float) -> Iterator[bytes]:

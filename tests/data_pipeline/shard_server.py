@@ -21,6 +21,7 @@ class ShardServer(ThreadingHTTPServer):
         faults: file name -> faults of the next answers.
         requests: file name -> answers begun.
         ranges: file name -> first bytes asked for.
+        authorizations: of the requests.
         delay_seconds: before each answer.
         validators: whether answers have ETags.
         release: ends answers that stall.
@@ -34,6 +35,7 @@ class ShardServer(ThreadingHTTPServer):
         self.faults: dict[str, list[Fault]] = {}
         self.requests: Counter[str] = Counter()
         self.ranges: dict[str, list[int]] = {}
+        self.authorizations: list[str | None] = []
         self.delay_seconds = 0.0
         self.validators = True
         self.release = threading.Event()
@@ -151,6 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].lstrip("/")
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         self.server.requests[name] += 1
+        self.server.authorizations.append(self.headers.get("Authorization"))
         self.server.ranges.setdefault(name, []).append(start)
         if self.server.delay_seconds:
             self.server.release.wait(self.server.delay_seconds)
