@@ -34,6 +34,7 @@ from data_pipeline.planner import make_plan
 from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import ShardIndex
+from data_pipeline.tolerant import read_whole_members
 
 # Micro-batches that each worker keeps ready.
 _PREFETCH = 2
@@ -57,11 +58,19 @@ class Request:
 class _Loader(ABC):
     """Iterates over the batches of a sequence of requests; a new iteration ends the one before."""
 
-    def __init__(self, index: ShardIndex, tasks: Sequence[TaskSpec], workers: int, augment: Augment | None) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        tasks: Sequence[TaskSpec],
+        workers: int,
+        augment: Augment | None,
+        *,
+        tolerant: bool = False,
+    ) -> None:
         self._index = index
         self._tasks = tuple(tasks)
         self._workers = workers
-        self._augment = augment
+        self._reader = _Reader(index, self._tasks, augment, tolerant)
         self._batches: Iterator[Batch | Parcel | UserError] | None = None
         self._turn = 0
 
@@ -73,7 +82,7 @@ class _Loader(ABC):
         self.close()
         self._batches = iter(
             DataLoader(
-                _Reader(self._index, self._tasks, self._augment),
+                self._reader,
                 batch_size=None,
                 sampler=self._requests(),
                 num_workers=self._workers,
@@ -150,7 +159,8 @@ class TrainLoader(_Loader):
             UserError: the cursor belongs to other shards or another seed, no sample has a wanted label, or the global
                 batch cannot be dealt evenly, or the cache of remote shards is too small.
         """
-        super().__init__(index, tasks, config.workers, Augment(seed, config.augment))
+        augment = Augment(seed, config.augment)
+        super().__init__(index, tasks, config.workers, augment, tolerant=config.max_bad_samples > 0)
         cursor.check(index, seed)
         if images_per_step % (micro_batch * world):
             raise UserError(
@@ -250,20 +260,23 @@ def _in_order(position: int, count: int) -> NDArray[np.int64]:
 
 
 class _Reader(Dataset[Batch | Parcel | UserError]):
-    """Reads requests, in a worker or in the trainer's process; a worker packs its batches into parcels."""
+    """Reads requests, in a worker or in the trainer's process; a worker packs its batches into parcels.
 
-    def __init__(self, index: ShardIndex, tasks: tuple[TaskSpec, ...], augment: Augment | None) -> None:
+    A tolerant one leaves out damaged members, and tells of them in the batch.
+    """
+
+    def __init__(self, index: ShardIndex, tasks: tuple[TaskSpec, ...], augment: Augment | None, tolerant: bool) -> None:
         self._index = index
         self._tasks = tasks
         self._augment = augment
+        self._tolerant = tolerant
 
     def __getitem__(self, request: Request) -> Batch | Parcel | UserError:
         # An error travels as a value: raised in a worker it would arrive wrapped in that worker's traceback.
         shared = get_worker_info() is not None
+        read = read_whole_members if self._tolerant else read_batch
         try:
-            batch = read_batch(
-                self._index, self._tasks, request.slots, request.global_pairs, self._augment, shared=shared
-            )
+            batch = read(self._index, self._tasks, request.slots, request.global_pairs, self._augment, shared=shared)
             return Parcel.of(batch) if shared else batch
         except UserError as error:
             return error

@@ -4,14 +4,15 @@ Every rank adds what it sees; one packed reduction per line brings the sums of a
 
 For the steps since the line before, a line holds means over steps (`loss`, `matching_loss`, `mutual_information` in
 nats per layer), means over pairs (`task_loss`), and means over steps and ranks (`step_seconds`, `data_wait_seconds`).
-A step without an update, its gradient not being finite, is left out of them and of `pairs`. `images`, `pairs` and
-`bad_steps` count since the start of the run. A number that does not exist is null.
+A step without an update, its gradient not being finite, is left out of them and of `pairs`. `images`, `pairs`,
+`bad_steps` and `skipped` (shard -> reason -> damaged members left out) count since the start of the run. A number that
+does not exist is null.
 """
 
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from configs.atomic import cannot_write, write_text_atomically
+from configs.errors import UserError
 from trainer.objective import StepStatistics
 
 METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 
 
 class Journal:
@@ -100,15 +103,19 @@ def _quotient(value: float, count: float) -> float | None:
 
 
 def append_line(run_dir: Path, line: Mapping[str, Any]) -> None:
-    """Append one line to metrics.jsonl and push it to the disk; a reader never sees half of it but after a crash.
+    """Append one line to metrics.jsonl; see `append_lines`."""
+    append_lines(run_dir / METRICS_FILE, [line])
+
+
+def append_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON lines to a file and push them to the disk; a reader never sees half of one but after a crash.
 
     Raises:
         UserError: no space, or the file cannot be written.
     """
-    path = run_dir / METRICS_FILE
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -116,10 +123,20 @@ def append_line(run_dir: Path, line: Mapping[str, Any]) -> None:
 
 
 def truncate_lines(run_dir: Path, step: int) -> None:
-    """Drop the lines after step `step`, and a last line that a crash cut short."""
-    path = run_dir / METRICS_FILE
-    if not path.is_file():
-        return
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-    kept = [line for line in complete if json.loads(line)["step"] <= step]
-    write_text_atomically(path, "".join(f"{line}\n" for line in kept))
+    """Drop what metrics.jsonl and skipped.jsonl say of later steps than `step`, and last lines that a crash cut short.
+
+    Raises:
+        UserError: a line is no JSON object with a step; names it.
+    """
+    for path in (run_dir / METRICS_FILE, run_dir / SKIPPED_FILE):
+        if path.is_file():
+            complete = path.read_bytes().rpartition(b"\n")[0].splitlines()
+            kept = [line for number, line in enumerate(complete, 1) if _step(line, f"{path}, line {number},") <= step]
+            write_text_atomically(path, "".join(f"{line.decode()}\n" for line in kept))
+
+
+def _step(line: bytes, where: str) -> int:
+    try:
+        return int(json.loads(line.decode())["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{where} is damaged: delete that line, or restore the file") from None

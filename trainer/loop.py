@@ -21,8 +21,10 @@ from configs.load import differing_keys, dump_config
 from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.loader import TrainLoader
+from data_pipeline.skips import Skip
 from data_pipeline.targets import Prepared, prepare_batch
 from model.routing_stats import RoutingLedger
+from trainer.affine_placement import AffinePlacement, apply_placement, choose_placement
 from trainer.agreement import on_all, on_each, on_main
 from trainer.assembly import assemble
 from trainer.checkpoint import load_latest
@@ -38,6 +40,7 @@ from trainer.optim import learning_rate
 from trainer.progress import StepListener, terminal_progress
 from trainer.run_lock import lock_run
 from trainer.run_state import RunState
+from trainer.skipped import SkipRecorder, describe_skips
 from trainer.telemetry import Telemetry
 
 
@@ -77,6 +80,7 @@ class Trainer:
             resources.callback(self.parts.engine.close)
             self.state = RunState.at_start(config, self.parts)
             self._resume()
+            self._skips = SkipRecorder(self.run_dir, config.data.max_bad_samples, self.parts.engine.world_group)
             self._telemetry = self._serve_metrics()
             self._saver = CheckpointSaver(
                 self.run_dir, self.parts.engine, config.checkpoint, self._telemetry.on_checkpoint
@@ -84,6 +88,8 @@ class Trainer:
             resources.callback(self._saver.close)
             if env.is_main and self.parts.start_note:
                 self._listener.on_note(self.parts.start_note)
+            self._placement: AffinePlacement | None = None
+            self._place_experts()
             self._batches = self._open_batches()
             self._resources = resources.pop_all()
 
@@ -92,7 +98,8 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM, after a checkpoint.
-            UserError: a damaged shard, no space, or `train.max_bad_steps` steps in a row without a finite gradient.
+            UserError: a damaged shard, more damaged samples than `data.max_bad_samples`, no space, or
+                `train.max_bad_steps` steps in a row without a finite gradient.
         """
         steps = self.config.train.steps
         with self._resources, StopSignals() as signals:
@@ -113,19 +120,24 @@ class Trainer:
                 self._saver.check()
                 if done % self.config.checkpoint.every_steps == 0 or done == steps:
                     self._save()
+                    if done < steps and self._place_experts():
+                        self._loader.close()
+                        self._batches = self._open_batches()
                 if self._evaluation_due():
                     self.evaluate(signals)
             if self._evaluated_step != self.state.steps_done:
                 self.evaluate(signals)
             self._saver.wait()
+            if self.env.is_main and self.state.skips.samples:
+                self._listener.on_note(describe_skips(self.state.skips, self.run_dir))
 
     def step(self) -> StepOutcome:
         """Run one optimizer step on the next global batch. A bad step leaves no trace but its place in the data.
 
         Raises:
-            UserError: too many bad steps in a row, or a damaged shard.
+            UserError: too many bad steps in a row, a damaged shard, or too many damaged samples.
         """
-        started, waited = time.perf_counter(), 0.0
+        started, waited, left_out = time.perf_counter(), 0.0, list[Skip]()
         optim, train, parts = self.config.optim, self.config.train, self.parts
         torch.manual_seed(Random(f"{self.config.seed}/{self.state.steps_done}/{self.env.rank}").getrandbits(63))
         running_mean = parts.matching.state_dict()
@@ -135,6 +147,7 @@ class Trainer:
         for _ in range(parts.accumulation):
             asked = time.perf_counter()
             batch = on_each(parts.engine.world_group, lambda: next(self._batches))
+            left_out += batch.left_out
             waited += time.perf_counter() - asked
             prepared = prepare_batch(batch.to(parts.engine.device), parts.tasks, self.config.data.image_size)
             loss, statistics = parts.engine(prepared, scale)
@@ -142,6 +155,9 @@ class Trainer:
             outcome = parts.engine.step()
             passes.append((loss.detach(), statistics, batch.keys))
         self.state.steps_done += 1
+        for skip in self._skips.record(self.state.skips, left_out, self.state.steps_done):
+            if self.env.is_main:
+                self._listener.on_note(f"left out: {skip.message}")
         if outcome.skipped:
             parts.matching.load_state_dict(running_mean)
             self._count_bad_step(
@@ -257,12 +273,29 @@ class Trainer:
 
         def serve() -> Telemetry:
             telemetry = Telemetry(
-                self.run_dir, self.config.telemetry, self.env, traffic=parts.traffic, routing=routing, skipped=dict
+                self.run_dir,
+                self.config.telemetry,
+                self.env,
+                traffic=parts.traffic,
+                routing=routing,
+                skipped=lambda: self._skips.on_rank,
             )
             self._resources.callback(telemetry.close)
             return telemetry
 
         return on_each(parts.engine.world_group, serve)
+
+    def _place_experts(self) -> bool:
+        """Move experts to where the ledger wants them by now; return whether any moved. A collective call."""
+        if self.config.parallel.expert_placement == "in_order":
+            return False
+        _, routing = self.state.gather(self.parts.engine.world_group, self.env.rank)
+        placement = choose_placement(self.config, routing)
+        if placement is None or placement == self._placement:
+            return False
+        apply_placement(placement, self.parts.model, self.parts.engine)
+        self._placement = placement
+        return True
 
     def _open_batches(self) -> Iterator[Batch]:
         loader = TrainLoader(
@@ -276,7 +309,9 @@ class Trainer:
             seed=self.config.seed,
             cursor=self.state.cursor,
             steps=self.config.train.steps - self.state.steps_done,
+            homes=self._placement.homes if self._placement else None,
         )
+        self._loader = loader
         self._resources.callback(loader.close)
         if self.env.is_main and (unlabelled := loader.plan.unlabelled):
             total = len(self.parts.train_index)
@@ -316,6 +351,7 @@ class Trainer:
             "gradient_norm": finite(outcome.gradient_norm),
             "images": state.cursor.position,
             "bad_steps": state.bad_steps,
+            "skipped": state.skips.by_shard(),
             "time": time.time(),
         }
         self._on_main_alone(lambda: append_line(self.run_dir, self._line))

@@ -5,7 +5,7 @@ Random numbers need no place: each step seeds its generators from (seed, step, r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from configs.schema import RunConfig
 from data_pipeline.cursor import Cursor
+from data_pipeline.skips import SkipCounts
 from model.matching import Matching
 from model.routing_stats import RoutingLedger
 from trainer.assembly import Assembly
@@ -31,6 +32,7 @@ class RunState:
         journal: sums for the next line of metrics.jsonl; this rank's share.
         steps_done: finished steps, bad ones included.
         bad_steps: steps whose gradient was not finite, so that nothing was updated.
+        skips: damaged members left out on all ranks, the same on every rank.
     """
 
     cursor: Cursor
@@ -39,6 +41,7 @@ class RunState:
     journal: Journal
     steps_done: int = 0
     bad_steps: int = 0
+    skips: SkipCounts = field(default_factory=SkipCounts)
 
     @classmethod
     def at_start(cls, config: RunConfig, parts: Assembly) -> "RunState":
@@ -77,6 +80,7 @@ class RunState:
             "ledger": ledger.to_json(),
             "journal": journal,
             "bad_steps": self.bad_steps,
+            "skips": self.skips.to_dict(),
         }
 
     def restore(self, step: int, state: Mapping[str, Any], parts: Assembly, rank: int, seed: int) -> None:
@@ -92,6 +96,7 @@ class RunState:
         self._keep_sums_on_first(rank)
         self.journal.restore(state["journal"], rank)
         self.steps_done, self.bad_steps = step, state["bad_steps"]
+        self.skips = SkipCounts.from_dict(state["skips"])
 
     def _keep_sums_on_first(self, rank: int) -> None:
         """Leave the collected ledger to rank 0, lest the next collection count it once per rank."""
