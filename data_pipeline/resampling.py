@@ -82,8 +82,9 @@ class Resampling(ABC):
         """
         values = source.to(torch.float32)
         total = self._weigh(values if known is None else values * known)
-        share = self._share(source) if known is None else self._weigh(known.to(torch.float32))
-        mean = total if share is None else total / share.clamp(min=torch.finfo(torch.float32).tiny)
+        mean = total
+        if known is not None:
+            mean = total / self._weigh(known.to(torch.float32)).clamp(min=torch.finfo(torch.float32).tiny)
         return mean if source.is_floating_point() else mean.round().to(source.dtype)
 
     @abstractmethod
@@ -92,11 +93,7 @@ class Resampling(ABC):
 
     @abstractmethod
     def _weigh(self, values: Tensor) -> Tensor:
-        """Return (B, C, Z, Z) weighted sums of `values` (B, C, S, S) float32; pixels beyond the image count 0."""
-
-    @abstractmethod
-    def _share(self, source: Tensor) -> Tensor | None:
-        """Return (B, 1, Z, Z) the weights that lie inside the image; None: they sum to 1 everywhere."""
+        """Return (B, C, Z, Z) means of `values` (B, C, S, S) float32 with weights that sum to 1."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,6 @@ class Window(Resampling):
     def _weigh(self, values: Tensor) -> Tensor:
         return self.row_weights[:, None] @ values @ self.column_weights[:, None].mT
 
-    def _share(self, source: Tensor) -> None:
-        return None
-
 
 @dataclass(frozen=True)
 class TurnedWindow(Resampling):
@@ -148,16 +142,11 @@ class TurnedWindow(Resampling):
         return _pixel_of(self.rows, stored) * stored + _pixel_of(self.columns, stored)
 
     def _weigh(self, values: Tensor) -> Tensor:
-        return self._read(self.row_filter[:, None] @ values @ self.column_filter[:, None].mT)
-
-    def _share(self, source: Tensor) -> Tensor:
-        return self._read(torch.ones_like(source[:, :1], dtype=torch.float32))
-
-    def _read(self, values: Tensor) -> Tensor:
-        """Bilinear interpolation; grid_sample counts from -1 at the outer edge of the first pixel to 1."""
+        smooth = self.row_filter[:, None] @ values @ self.column_filter[:, None].mT
+        # grid_sample counts from -1 at the outer edge of the first pixel to 1 at that of the last.
         grid = torch.stack([self.columns, self.rows], dim=-1) * (2.0 / values.shape[-1]) - 1.0
         return functional.grid_sample(
-            values, grid.to(torch.float32), mode="bilinear", padding_mode="zeros", align_corners=False
+            smooth, grid.to(torch.float32), mode="bilinear", padding_mode="border", align_corners=False
         )
 
 

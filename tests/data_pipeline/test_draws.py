@@ -124,6 +124,12 @@ def test_small_zooms_show_the_whole_image_in_a_margin() -> None:
     assert (top_left + size >= 1 - 1e-6).all()
 
 
+def test_some_images_lose_their_colours_and_the_others_keep_them() -> None:
+    saturation = draw(AugmentConfig(grayscale=0.3), 1000).photometric["saturation"]
+    assert set(saturation.tolist()) == {0.0, 1.0}
+    assert (saturation == 0).float().mean() == pytest.approx(0.3, abs=0.05)
+
+
 def test_no_augmentation_and_no_samples() -> None:
     plain = draw_augmentations(None, [(0, 0), (0, 1)])
     assert not plain.flip.any()

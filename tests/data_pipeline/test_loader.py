@@ -17,6 +17,7 @@ from configs.tasks import resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
 from data_pipeline.dealing import deal_slots
+from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.loader import EvaluationLoader, TrainLoader
 from data_pipeline.plan import Slot
 from data_pipeline.sample import Sample
@@ -169,6 +170,30 @@ def test_augmentation_differs_between_epochs_and_can_be_off(folder: Path) -> Non
     for batch in plain:
         assert not batch.flip.any()
         assert batch.crop.tolist() == [[0, 0, 1, 1]] * 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_and_colours_are_those_of_the_sample_wherever_it_is_read(folder: Path, workers: int) -> None:
+    augment = AugmentConfig(zoom=(0.5, 1.0), rotate_degrees=20, brightness=0.4, hue=0.1)
+    seen = []
+    for rank in range(2):
+        index = ShardIndex.load(folder)
+        loader = TrainLoader(
+            index, DataConfig(workers=workers, augment=augment), TASKS, images_per_step=8, micro_batch=2, rank=rank,
+            world=2, seed=4, cursor=Cursor.start(index, 4), steps=2,
+        )  # fmt: skip
+        for batch in loader:
+            assert list(batch.photometric) == ["brightness", "hue"]
+            samples = [(0, index.keys.index(key)) for key in batch.keys]
+            expected = draw_augmentations(Augment(4, augment), samples)
+            assert batch.rotation is not None
+            assert expected.rotation is not None
+            assert torch.equal(batch.rotation, expected.rotation)
+            assert torch.equal(batch.crop, expected.crop)
+            for name, strength in batch.photometric.items():
+                assert torch.equal(strength, expected.photometric[name])
+            seen += samples
+    assert len(set(seen)) == len(seen) == 16
 
 
 def test_dealing_mixes_tasks() -> None:

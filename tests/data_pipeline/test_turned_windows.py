@@ -201,13 +201,26 @@ def test_the_margin_is_unknown_to_every_task_and_grey() -> None:
         assert target.mask[:, 0][inside].any()
 
 
-def test_shrinking_while_turning_averages() -> None:
+@pytest.mark.parametrize("degrees", [0.0, 2.0, 30.0, 90.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_shrinking_while_turning_averages(degrees: float, axis: int) -> None:
+    """Stripes one pixel wide become grey, wherever they run to."""
     tasks = resolve_tasks(["edge_texture"])
-    board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 250
-    batch = replace(make_batch(tasks, 1, 64), images=board.expand(1, 3, 64, 64).to(torch.uint8))
-    result = apply_geometry(turned(batch, 30, (0.2, 0.2, 0.6, 0.6)), tasks, 8)
-    assert result.images.float().std() < 4
-    assert result.images.float().mean() == pytest.approx(125, abs=4)
+    stripes = (torch.arange(64)[:, None] if axis else torch.arange(64)) % 2 * 250
+    batch = replace(make_batch(tasks, 1, 64), images=stripes.expand(1, 3, 64, 64).to(torch.uint8))
+    result = apply_geometry(turned(batch, degrees, (0.2, 0.2, 0.6, 0.6)), tasks, 8)
+    assert (result.images.float() - 125).abs().max() < 10
+
+
+def test_colours_change_when_a_batch_is_prepared() -> None:
+    tasks = resolve_tasks(["normal", "keypoints2d"])
+    plain = make_batch(tasks, 2, 8)
+    darker = prepare_batch(replace(plain, photometric={"brightness": torch.tensor([0.5, 0.25])}), tasks, 8)
+    expected = plain.images * torch.tensor([0.5, 0.25]).view(2, 1, 1, 1) / 127.5 - 1
+    torch.testing.assert_close(darker.images, expected, atol=1e-5, rtol=0)
+    same = prepare_batch(plain, tasks, 8)
+    for spec in tasks:
+        assert torch.equal(darker.targets[spec.name].values, same.targets[spec.name].values)
 
 
 def test_a_sample_looks_the_same_in_any_batch() -> None:
