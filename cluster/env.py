@@ -3,11 +3,14 @@
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from configs.errors import UserError
 
+_ANSWER_SECONDS = 10.0
 _SLURM_PORTS = range(20_000, 30_000)  # below the ports that Linux hands out by itself
 
 
@@ -47,7 +50,7 @@ class RankEnv:
 def detect() -> RankEnv:
     """Read torchrun's and the deepspeed launcher's variables, else those of srun or of submitit's local jobs.
 
-    Without any, one process.
+    Without any of them, one process.
 
     Under srun the first node of the step is the place to meet, and the port follows from the job's number, unless
     MASTER_ADDR and MASTER_PORT say otherwise. A batch script itself is no step, whatever the number of its tasks.
@@ -92,10 +95,27 @@ def _slurm_rendezvous() -> dict[str, str]:
     # A list of nodes reads "a,b" or "rack1-n[003-007,12],b"; rank 0 runs on the first.
     nodes = os.environ.get("SLURM_STEP_NODELIST")
     if nodes and (first := re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)):
-        values["MASTER_ADDR"] = "".join(part or "" for part in first.groups())
+        values["MASTER_ADDR"] = _address_of("".join(part or "" for part in first.groups()))
     if (job := os.environ.get("SLURM_JOB_ID", "")).isdecimal():
         values["MASTER_PORT"] = str(_SLURM_PORTS.start + int(job) % len(_SLURM_PORTS))
     return values
+
+
+def _address_of(node: str) -> str:
+    """Return the node's name, or the address by which SLURM knows it where the name does not resolve.
+
+    Ranks would wait for minutes, without a word, for a name that they cannot resolve.
+    """
+    with suppress(OSError):
+        socket.getaddrinfo(node, None)
+        return node
+    with suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(
+            ["scontrol", "show", "node", node], capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True
+        )
+        if found := re.search(r"\bNodeAddr=(\S+)", shown.stdout):
+            return found[1]
+    return node
 
 
 def _from_variables(variables: Mapping[str, str], rank_name: str, world_name: str, local_rank_name: str) -> RankEnv:

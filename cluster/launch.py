@@ -262,9 +262,9 @@ def _made(folder: Path) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """Return sbatch's own words."""
-    lines = [line for line in str(error).splitlines() if "error" in line.lower()]
-    return (lines or str(error).splitlines() or [repr(error)])[-1].removeprefix("sbatch: error: ")
+    """Return sbatch's own words, as one line."""
+    lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error: " in line]
+    return "; ".join(dict.fromkeys(lines)) or (str(error).splitlines() or [repr(error)])[-1]
 
 
 def _show_more(log: Path, shown: int) -> int:

@@ -17,6 +17,7 @@ from configs.errors import UserError
 from trainer.cli_bench import bench
 from trainer.cli_cluster import cancel, launch, logs, status, watch
 from trainer.cli_data import app as data_app
+from trainer.cli_doctor import doctor
 
 app = typer.Typer(
     name="modsquad",
@@ -27,7 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(bench)
-for command in (launch, status, logs, watch, cancel):
+for command in (launch, status, logs, watch, cancel, doctor):
     app.command()(command)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
