@@ -6,8 +6,7 @@ The index also knows which labels exist, so that the plan decides what to read b
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,15 @@ from configs.errors import UserError
 from configs.schema import DataConfig
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
-from data_pipeline.index_file import INDEX_FILE, IndexHead, parse_index
+from data_pipeline.index_cache import open_table
+from data_pipeline.index_file import INDEX_FILE
+from data_pipeline.index_table import IndexTable, Member
+from data_pipeline.labels import LabelTable, unpack_codes
 from data_pipeline.places import open_storage
 from data_pipeline.sample import AnyArray
 from data_pipeline.skips import MemberError, UnfitMember
-from data_pipeline.storage import OpenShards, ShardFile, Storage
-from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD, Members, ShardEntry
+from data_pipeline.storage import OpenShards, Storage
+from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD
 
 
 class ShardIndex:
@@ -38,37 +40,21 @@ class ShardIndex:
         shard_count: their number.
         size: height and width of every stored image, in pixels.
         tasks: labels that at least one sample has, sorted.
-        keys: the N samples' keys.
-        shard_of: (N,) int32, each sample's shard.
         file_bytes: size of all shards together.
         fingerprint: 16 hexadecimal digits that change with any byte of any shard.
     """
 
-    def __init__(self, storage: Storage, head: IndexHead, entries: Iterable[ShardEntry]) -> None:
-        """Use `ShardIndex.load`. Of each entry only compact arrays outlive its turn."""
+    def __init__(self, storage: Storage, table: IndexTable) -> None:
+        """Use `ShardIndex.load`."""
         self.storage = storage
-        self.size = head.side
-        keys: list[str] = []
-        counts: list[int] = []
-        shards: list[ShardFile] = []
-        places: dict[str, list[_Places]] = {}
-        for entry in entries:
-            shard = ShardFile(entry.file, entry.file_bytes, entry.sha256)
-            storage.check(shard)
-            for name, members in entry.members.items():
-                places.setdefault(name, []).append(_Places.of(len(keys), members))
-            keys.extend(entry.keys)
-            counts.append(len(entry.keys))
-            shards.append(shard)
-        self.shards = tuple(shards)
-        self.shard_count = len(shards)
-        self.file_bytes = sum(shard.file_bytes for shard in shards)
-        self.keys = tuple(keys)
-        self.shard_of: NDArray[np.int32] = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        checksums = json.dumps([(shard.name, shard.sha256) for shard in shards])
+        self.shards = table.shards
+        self.shard_count = len(self.shards)
+        self.size = table.side
+        self.file_bytes = sum(shard.file_bytes for shard in self.shards)
+        checksums = json.dumps([(shard.name, shard.sha256) for shard in self.shards])
         self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()[:16]
-        self._columns = _merge_columns(places, len(keys))
-        self.tasks = tuple(sorted(self._columns.keys() & TASKS.keys()))
+        self.tasks = tuple(sorted(table.fields & TASKS.keys()))
+        self._table = table
         self._open = OpenShards(storage, self.shards)
 
     @classmethod
@@ -89,10 +75,7 @@ class ShardIndex:
             raise storage.unindexed()
         where = storage.where(INDEX_FILE)
         try:
-            head, entries = parse_index(path.read_text(encoding="utf-8"))
-            return cls(storage, head, entries)
-        except UserError:
-            raise
+            table = open_table(path)
         except (ValueError, OverflowError) as error:
             raise UserError(
                 f"{where} is not an index that this version reads ({_describe(error)}): restore it, or delete it and "
@@ -100,19 +83,34 @@ class ShardIndex:
             ) from None
         except OSError as error:
             raise UserError(f"{where} cannot be read: {error.strerror}") from None
+        for shard in table.shards:
+            storage.check(shard)
+        return cls(storage, table)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._table)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The N samples' keys, read as they are asked for."""
+        return self._table.keys
+
+    @property
+    def shard_of(self) -> NDArray[np.int32]:
+        """(N,) each sample's shard."""
+        return self._table.shard_of
+
+    def labels(self, tasks: Sequence[str]) -> LabelTable:
+        """Return which sample has a label of which task, without reading it."""
+        return self._table.labels(tasks)
 
     def available(self, tasks: Sequence[str]) -> NDArray[np.bool_]:
         """Return (N, T) bool: which sample has a label of which task."""
-        columns = [self._columns[task].offset >= 0 if task in self._columns else None for task in tasks]
-        absent = np.zeros(len(self), np.bool_)
-        return np.stack([absent if column is None else column for column in columns], axis=1)
+        return unpack_codes(self.labels(tasks).codes(slice(None)), len(tasks))
 
     def has(self, sample: int, member: str) -> bool:
         """Whether the sample has the member: `rgb`, `mask_valid`, `meta` or a task's name."""
-        return member in self._columns and bool(self._columns[member].offset[sample] >= 0)
+        return self._table.member(sample, member) is not None
 
     def where(self, sample: int, member: str) -> str:
         """Name a member for messages: shard, key and member."""
@@ -126,26 +124,26 @@ class ShardIndex:
             MemberError: its bytes cannot be read.
             UserError: the sample has no such member, or the shard cannot be opened or was cut.
         """
-        if not self.has(sample, member):
-            raise UserError(f"{self.where(sample, member)} does not exist")
-        column = self._columns[member]
-        size = int(column.size[sample])
+        place = self._place(sample, member)
         try:
             descriptor = self._open.descriptor(int(self.shard_of[sample]))
         except OSError as error:
             raise UserError(f"{self.where(sample, member)} cannot be opened: {error.strerror}") from None
         try:
-            data = os.pread(descriptor, size, int(column.offset[sample]))
+            data = os.pread(descriptor, place.size, place.offset)
         except OSError as error:
             raise MemberError(f"{self.where(sample, member)} cannot be read: {error.strerror}") from None
-        if len(data) != size:
+        if len(data) != place.size:
             raise UserError(f"{self.where(sample, member)} is cut off: the shard is truncated, restore it")
         return data
 
     def suffix(self, sample: int, member: str) -> str:
-        """Return the format of a member that exists, such as `png`."""
-        column = self._columns[member]
-        return column.suffixes[int(column.suffix[sample])]
+        """Return the format of a member, such as `png`.
+
+        Raises:
+            UserError: the sample has no such member.
+        """
+        return self._place(sample, member).suffix
 
     def image(self, sample: int) -> NDArray[np.uint8]:
         """Return the (S, S, 3) uint8 image.
@@ -212,6 +210,12 @@ class ShardIndex:
         """Close the files that reads opened; a later read opens them again."""
         self._open.close()
 
+    def _place(self, sample: int, member: str) -> Member:
+        place = self._table.member(sample, member)
+        if place is None:
+            raise UserError(f"{self.where(sample, member)} does not exist")
+        return place
+
     def _sized(self, array: AnyArray, where: str) -> AnyArray:
         if array.shape[:2] != (self.size, self.size):
             height, width = array.shape[:2]
@@ -220,57 +224,6 @@ class ShardIndex:
                 "make the shard again"
             )
         return array
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Places of one kind of member in one shard, whose samples are numbers `first` on."""
-
-    first: int
-    offset: NDArray[np.int64]
-    size: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, first: int, members: Members) -> "_Places":
-        return cls(first, np.array(members.offset, np.int64), np.array(members.size, np.int32))
-
-
-@dataclass(frozen=True)
-class _Column:
-    """Places of one field over all N samples.
-
-    Attributes:
-        offset: (N,) int64, -1 where absent.
-        size: (N,) int32 bytes.
-        suffix: (N,) int8, index into `suffixes`.
-        suffixes: formats of the field.
-    """
-
-    offset: NDArray[np.int64]
-    size: NDArray[np.int32]
-    suffix: NDArray[np.int8]
-    suffixes: tuple[str, ...]
-
-
-def _merge_columns(places: dict[str, list[_Places]], count: int) -> dict[str, _Column]:
-    """Join the shards' places, and the formats of one field; empties `places`, as the two together are large."""
-    suffixes: dict[str, list[str]] = {}
-    for name in sorted(places):
-        field, _, suffix = name.rpartition(".")
-        suffixes.setdefault(field, []).append(suffix)
-    columns = {}
-    for field, known in suffixes.items():
-        column = _Column(
-            np.full(count, -1, np.int64), np.zeros(count, np.int32), np.zeros(count, np.int8), tuple(known)
-        )
-        for number, suffix in enumerate(known):
-            for part in places.pop(f"{field}.{suffix}"):
-                rows, here = slice(part.first, part.first + len(part.offset)), part.offset >= 0
-                column.offset[rows][here] = part.offset[here]
-                column.size[rows][here] = part.size[here]
-                column.suffix[rows][here] = number
-        columns[field] = column
-    return columns
 
 
 def _describe(error: Exception) -> str:

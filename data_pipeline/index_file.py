@@ -7,13 +7,16 @@ one at a time.
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, TextIO
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from data_pipeline.tarscan import ShardEntry
 
 INDEX_FILE = "index.json"
+
+# Of the text that are read at a time.
+_CHARACTERS = 4 << 20
 
 _OPENING = re.compile(r',\s*"shards"\s*:\s*\[\s*')
 _BETWEEN = re.compile(r"\s*,\s*")
@@ -45,27 +48,66 @@ def format_index(head: IndexHead, entries: Iterable[str]) -> Iterator[str]:
     yield "\n]}\n"
 
 
-def parse_index(text: str) -> tuple[IndexHead, Iterator[ShardEntry]]:
+def parse_index(file: TextIO) -> tuple[IndexHead, Iterator[ShardEntry]]:
     """Return the facts, and the shards to be read on the way.
 
     Raises:
         ValueError: the text is not an index of this version; may come from the iterator.
     """
-    opening = _OPENING.search(text)
-    head = IndexHead.model_validate_json(text if opening is None else text[: opening.start()] + "}")
+    text = _Text(file)
+    while (opening := _OPENING.search(text.ahead)) is None and text.read_more():
+        pass
+    head = IndexHead.model_validate_json(text.ahead if opening is None else text.ahead[: opening.start()] + "}")
     if opening is None:
         raise ValueError("it lists no shards")
-    return head, _parse_entries(text, opening.end())
+    text.skip(opening.end())
+    return head, _parse_entries(text)
 
 
-def _parse_entries(text: str, place: int) -> Iterator[ShardEntry]:
+def _parse_entries(text: "_Text") -> Iterator[ShardEntry]:
     decoder = json.JSONDecoder()
     while True:
-        values, place = decoder.raw_decode(text, place)
+        try:
+            values, end = decoder.raw_decode(text.ahead, text.place)
+        except ValueError:
+            if text.read_more():
+                continue
+            raise
+        text.skip(end)
         yield ShardEntry.model_validate(values)
-        between = _BETWEEN.match(text, place)
+        while (between := _BETWEEN.match(text.ahead, text.place)) is None or between.end() == len(text.ahead):
+            if not text.read_more():
+                break
         if between is None:
             break
-        place = between.end()
-    if _CLOSING.match(text, place) is None:
-        raise ValueError(f"its list of shards breaks off at character {place}")
+        text.skip(between.end())
+    if _CLOSING.match(text.ahead, text.place) is None:
+        raise ValueError(f"its list of shards breaks off at character {text.passed + text.place}")
+
+
+class _Text:
+    """A file's text from where it is parsed on, a part at a time.
+
+    Attributes:
+        ahead: the part that is in memory.
+        place: in `ahead`, where parsing goes on.
+        passed: characters that are no longer in memory.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self.ahead = ""
+        self.place = 0
+        self.passed = 0
+
+    def skip(self, place: int) -> None:
+        """Go on at `place` of `ahead`."""
+        self.place = place
+
+    def read_more(self) -> bool:
+        """Drop what is parsed, and read about as much as remains, at least a few MiB; False: that was all."""
+        more = self._file.read(max(_CHARACTERS, len(self.ahead) - self.place))
+        self.passed += self.place
+        self.ahead = self.ahead[self.place :] + more
+        self.place = 0
+        return bool(more)

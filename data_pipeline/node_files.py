@@ -54,13 +54,13 @@ def shared_array(name: str, num_bytes: int, make: Callable[[], NDArray[Any]]) ->
         num_bytes: about its size; small arrays touch no file.
         make: a pure function.
     """
-    folder = _user_folder() if num_bytes > SMALL_BYTES else None
+    folder = private_folder() if num_bytes > SMALL_BYTES else None
     if folder is None:
         return SharedArray(make())
     path = folder / f"{name}.npy"
     with ExitStack() as stack:
         try:
-            stack.enter_context(_locked(folder / f"{name}.lock"))
+            stack.enter_context(locked(folder / f"{name}.lock"))
         except OSError:
             return SharedArray(make())
         _sweep(folder)
@@ -76,8 +76,8 @@ def user_folder() -> Path:
     return Path(tempfile.gettempdir()) / f"modsquad-{os.getuid()}"
 
 
-def _user_folder() -> Path | None:
-    """Make the folder, and return it if it belongs to this user alone."""
+def private_folder() -> Path | None:
+    """Make `user_folder`, and return it if it belongs to this user alone; None: it does not, or cannot be made."""
     folder = user_folder()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -86,6 +86,30 @@ def _user_folder() -> Path | None:
         return None
     private = status.st_uid == os.getuid() and status.st_mode & 0o170077 == 0o040000
     return folder if private else None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that is a file of its own, and goes with the lock.
+
+    Raises:
+        OSError: the file cannot be made, or the file system knows no locks.
+    """
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            file.close()
+            raise
+        if _is_at(file, path):
+            break
+        file.close()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def _open(path: Path) -> SharedArray | None:
@@ -164,19 +188,3 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except OSError:
         return False
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that is a file of its own, and goes with the lock."""
-    while True:
-        file = path.open("ab")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if _is_at(file, path):
-            break
-        file.close()
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()

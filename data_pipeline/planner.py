@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from configs.schema import DataConfig
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
-from data_pipeline.labels import LabelTable
 from data_pipeline.once import OncePlan
 from data_pipeline.plan import Plan
 from data_pipeline.quota import QuotaPlan
@@ -18,7 +17,7 @@ def make_plan(index: ShardIndex, config: DataConfig, tasks: Sequence[TaskSpec], 
         UserError: the shards lack the labels that the plan needs.
     """
     names = [spec.name for spec in tasks]
-    labels = LabelTable.of(index.available(names))
+    labels = index.labels(names)
     shares = [config.task_shares.get(name, 1.0) for name in names]
     window = config.shuffle_window_shards
     if config.balance == "quota":
