@@ -14,11 +14,14 @@ from torch.distributed.tensor import DTensor
 from cluster.env import RankEnv
 from cluster.groups import Layout
 from configs.schema import RunConfig
+from data_pipeline.dealing import TaskHomes
 from model.dispatch import ExpertGroup
+from model.mod_squad import ModSquad
 from model.router import Routing
 from model.vit import ExpertLayer
 from tests.trainer.squad_model import SIZES, SquadLoss, squad_batches
 from tests.trainer.toy_model import toy_config
+from trainer.affine_placement import AffinePlacement, apply_placement
 from trainer.engine import Engine, expert_group, init_distributed
 from trainer.optim import param_groups
 
@@ -43,6 +46,8 @@ class Run:
     accumulation: int
     clips: bool
     routing: RoutingKind
+    moves: bool = False
+    """Before the steps 0, 7 and 13 all experts move to other places."""
 
     @property
     def config(self) -> RunConfig:
@@ -97,6 +102,8 @@ def _train_on_rank(rank: int, world: int, run: Run) -> dict[str, Any]:
     engine = Engine(model, run.config, layout, accumulation=run.accumulation, micro_batch=micro_batch)
     losses, norms, gradients = [], [], {}
     for step in range(STEPS):
+        if run.moves and step in (0, 7, 13):
+            _move_experts(model.model, engine, seed=step)
         engine.set_learning_rate(LEARNING_RATE)
         loss_sum = torch.zeros(())
         for turn, parts in enumerate(run.parts(step, world), start=1):
@@ -111,12 +118,28 @@ def _train_on_rank(rank: int, world: int, run: Run) -> dict[str, Any]:
         losses.append(loss_sum.item())
         norms.append(outcome.gradient_norm)
         assert not outcome.skipped
-    state = {
-        name: value.full_tensor() if isinstance(value, DTensor) else value
-        for name, value in engine.logical_state().items()
-    }
+    state = _whole_state(engine)
     engine.close()
     return {"losses": losses, "norms": norms, "gradients": gradients, "state": state}
+
+
+def _whole_state(engine: Engine) -> dict[str, Tensor]:
+    state = engine.logical_state()
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in state.items()}
+
+
+def _move_experts(model: ModSquad, engine: Engine, seed: int) -> None:
+    """To random places; the state, in the experts' own order, does not notice."""
+    generator = torch.Generator().manual_seed(seed)
+    experts = {
+        layer.name: tuple(torch.randperm(layer.num_experts, generator=generator).tolist())
+        for layer in model.expert_layers
+    }
+    before = _whole_state(engine)
+    places = TaskHomes(engine.layout.ep_size, tuple(range(len(model.tasks))))
+    apply_placement(AffinePlacement(homes=places, experts=experts), model, engine)
+    after = _whole_state(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def train_plainly(run: Run) -> dict[str, Any]:
