@@ -80,6 +80,10 @@ class Cancelled(Exception):
     """Nobody wants the file any more."""
 
 
+class Absent(Exception):
+    """There is no such file."""
+
+
 @dataclass(frozen=True)
 class Fetcher:
     """Fetches files.
@@ -123,7 +127,7 @@ class Fetcher:
 
         Raises:
             UserError: it cannot be had.
-            FileNotFoundError: there is none.
+            Absent: there is none.
         """
         download = _Download(url, file, self, threading.Event(), None, known)
         download.run()
@@ -163,7 +167,7 @@ class _Download:
                 return self._attempt()
             except TransportError as error:
                 if error.absent and self._size is None:
-                    raise FileNotFoundError(self._url) from None
+                    raise Absent from None
                 failures = 1 if self.written - before >= _PROGRESS_BYTES else failures + 1
                 if error.lasting or failures >= self._patience.tries:
                     raise UserError(self._gave_up(error, tries, time.monotonic() - began)) from None

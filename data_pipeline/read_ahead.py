@@ -25,6 +25,8 @@ _THREADS = 3
 _MOST_HELD = 256
 # Room that is left to readers of other shards, such as those of validation, in largest shards.
 _SPARE_SHARDS = 2
+# A shard that so many shards' positions do not use is not in use.
+_PAUSE_SHARDS = 8
 # Many windows of shards; an epoch may be millions.
 _CHECKED_POSITIONS = 1 << 18
 # Others' downloads and holds end without a word.
@@ -57,11 +59,10 @@ class ReadAhead:
         self._end = end
         self._cycle = cycle
         self._largest = max(shard.file_bytes for shard in index.shards)
-        # Positions that use about half as many shards as the cache holds; the shuffle window adds to them.
-        limit = self._storage.cache.limit_bytes if self._storage else 0
-        shards = min(_MOST_HELD, limit * len(index.shards) // (2 * index.file_bytes))
-        self._horizon = min(cycle, max(1, cycle * shards // len(index.shards)))
+        self._positions_per_shard = max(1, cycle // len(index.shards))
+        # Shards from the reader's position to the last one that was looked at: where each is used last, and their size.
         self._last_use: dict[int, int] = {}
+        self._bytes = 0
         self._wanted: list[int] = []
         self._held: dict[int, int] = {}
         self._fetching: set[int] = set()
@@ -91,7 +92,8 @@ class ReadAhead:
         count = min(self._cycle, self._end - self._scanned, _CHECKED_POSITIONS)
         shards = self._shard_of[self._samples(self._scanned, count)]
         sizes = np.array([shard.file_bytes for shard in self._shards])
-        needed = _most_in_use(shards, sizes, self._horizon, in_flight) + _SPARE_SHARDS * self._largest
+        pause = _PAUSE_SHARDS * self._positions_per_shard
+        needed = _most_in_use(shards, sizes, pause, in_flight) + _SPARE_SHARDS * self._largest
         if needed > self._storage.cache.limit_bytes:
             gib = np.ceil(needed / 2**30 * 100) / 100
             raise UserError(
@@ -105,9 +107,10 @@ class ReadAhead:
         if self._storage is None:
             return
         with self._change:
-            self._scan(min(self._end, max(wanted, read + self._horizon)))
+            self._scan(read, wanted)
             for shard in [shard for shard, last in self._last_use.items() if last < read]:
                 del self._last_use[shard]
+                self._bytes -= self._shards[shard].file_bytes
                 if shard in self._held:
                     os.close(self._held.pop(shard))
             self._wanted = [shard for shard in self._wanted if shard in self._last_use]
@@ -128,18 +131,29 @@ class ReadAhead:
             while self._held:
                 os.close(self._held.popitem()[1])
 
-    def _scan(self, end: int) -> None:
-        """Note which shards the positions up to `end` use, in order, and where last."""
-        if end <= self._scanned:
-            return
-        shards = self._shard_of[self._samples(self._scanned, end - self._scanned)]
-        distinct, first, last = _uses(shards)
+    def _scan(self, read: int, wanted: int) -> None:
+        """Look at the positions up to `wanted`, and further as long as all shards since `read` fit into the cache."""
+        assert self._storage is not None
+        limit = self._storage.cache.limit_bytes - (_SPARE_SHARDS + 1) * self._largest
+        end = min(self._end, max(wanted, read + self._cycle))
+        step = max(1, self._positions_per_shard // 4)
+        while self._scanned < end and (
+            self._scanned < wanted or (self._bytes <= limit and len(self._last_use) < _MOST_HELD)
+        ):
+            count = min(step, end - self._scanned)
+            self._note(self._shard_of[self._samples(self._scanned, count)])
+            self._scanned += count
+
+    def _note(self, shards: NDArray[np.int32]) -> None:
+        """Note which shards the next positions use, in order, and where last."""
+        distinct, first = np.unique(shards, return_index=True)
+        last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
         for place in np.argsort(first).tolist():
             shard = int(distinct[place])
             if shard not in self._last_use:
                 self._wanted.append(shard)
+                self._bytes += self._shards[shard].file_bytes
             self._last_use[shard] = self._scanned + int(last[place])
-        self._scanned = end
 
     def _work(self, storage: RemoteStorage) -> None:
         passed_over: set[int] = set()
@@ -190,21 +204,14 @@ class ReadAhead:
                 self._wanted.remove(shard)
 
 
-def _uses(shards: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct shards of a sequence, and the places of the first and last use of each."""
-    distinct, first = np.unique(shards, return_index=True)
-    last = len(shards) - 1 - np.unique(shards[::-1], return_index=True)[1]
-    return distinct, first, last
-
-
-def _most_in_use(shards: NDArray[np.int32], sizes: NDArray[np.int64], horizon: int, in_flight: int) -> int:
+def _most_in_use(shards: NDArray[np.int32], sizes: NDArray[np.int64], pause: int, in_flight: int) -> int:
     """Return the most bytes that are in use at a time.
 
-    A shard is in use from one of its positions to the next that is no further than `horizon`, and for `in_flight`
+    A shard is in use from one of its positions to the next that is no further than `pause`, and for `in_flight`
     positions after the last of them.
     """
     order = np.argsort(shards, kind="stable")
-    begins = (np.diff(shards[order]) != 0) | (np.diff(order) > horizon)
+    begins = (np.diff(shards[order]) != 0) | (np.diff(order) > pause)
     first, last = order[np.append(True, begins)], order[np.append(begins, True)]
     change = np.zeros(len(shards) + in_flight + 1, np.int64)
     np.add.at(change, first, sizes[shards[first]])

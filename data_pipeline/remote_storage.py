@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs.atomic import atomic_path, cannot_write, write_text_atomically
 from configs.errors import UserError
-from data_pipeline.fetching import FetchCounters, Fetcher
+from data_pipeline.fetching import Absent, FetchCounters, Fetcher
 from data_pipeline.index_file import INDEX_FILE
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import ShardFile, Storage
@@ -65,7 +65,7 @@ class RemoteStorage(Storage):
                             raise _UpToDate
                 except _UpToDate:
                     return path
-                except FileNotFoundError:
+                except Absent:
                     path.unlink(missing_ok=True)
                     return None
                 write_text_atomically(version, found)
