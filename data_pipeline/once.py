@@ -134,6 +134,11 @@ class OncePlan(Plan):
             return samples, [tuple(turn) for turn in turns.tolist()]
         return epoch["sample"][rows], [tasks_of(code) for code in epoch["tasks"][rows].tolist()]
 
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of the epochs that lie in files which the processes of a node share."""
+        return sum(epoch.array.nbytes for epoch in self._epochs.values() if epoch.path is not None)
+
     def _epoch(self, number: int) -> NDArray[Any]:
         if number not in self._epochs:
             # A batch spans two epochs at most times; older ones are not needed again.

@@ -44,6 +44,11 @@ class Plan(ABC):
 
     unlabelled: int
 
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes that the plan has laid out in files which the processes of a node share."""
+        return 0
+
     @abstractmethod
     def slots(self, position: int, count: int) -> list[Slot]:
         """Return the slots at positions [position, position + count) of the stream."""

@@ -17,6 +17,7 @@ class Part(StrEnum):
     SCALING = "scaling"
     SQUADS = "squads"
     COMM = "comm"
+    PLAN = "plan"
 
 
 def bench(

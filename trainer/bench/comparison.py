@@ -117,6 +117,7 @@ class Row:
         saved_bytes: what autograd keeps for backward.
         note: what a reader should know about it.
         moved_bytes: what all ranks send each other.
+        held_bytes: what stays in memory.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Row:
     saved_bytes: int | None
     note: str = ""
     moved_bytes: int | None = None
+    held_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.bench.comparison import DTYPES, Comparison, Row
+from trainer.bench.plan_scale import PLANS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,8 @@ class Limit:
 
     Attributes:
         comparison, dtype, row: where the ratio stands.
-        quantity: time: the median of the time ratios; saved: bytes saved for backward; moved: bytes between ranks.
+        quantity: time: the median of the time ratios; saved: bytes saved for backward; moved: bytes between ranks;
+            held: bytes that stay in memory.
         sign: whether the ratio should be at most or at least `bound`.
         bound: the limit.
     """
@@ -21,10 +23,12 @@ class Limit:
     comparison: str
     dtype: str
     row: str
-    quantity: Literal["time", "saved", "moved"] = "time"
+    quantity: Literal["time", "saved", "moved", "held"] = "time"
     sign: Literal["<=", ">="] = "<="
     bound: float
 
+
+_TIME_AND_MEMORY: tuple[Literal["time", "held"], ...] = ("time", "held")
 
 LIMITS = (
     Limit(comparison="mlp", dtype="bf16", row="expert MLP", bound=1.20),
@@ -48,6 +52,12 @@ LIMITS = (
     *(
         Limit(comparison="placement ep 4", dtype=dtype, row="task-affine", quantity="moved", bound=0.60)
         for dtype in DTYPES
+    ),
+    # The reference is what is allowed.
+    *(
+        Limit(comparison="plan", dtype="fp32", row=row, quantity=quantity, bound=1.0)
+        for row in PLANS
+        for quantity in _TIME_AND_MEMORY
     ),
 )
 
@@ -101,4 +111,8 @@ def _moved(row: Row, reference: Row) -> float | None:
     return row.moved_bytes / reference.moved_bytes if row.moved_bytes and reference.moved_bytes else None
 
 
-_MEASURES = {"time": _time, "saved": _saved, "moved": _moved}
+def _held(row: Row, reference: Row) -> float | None:
+    return row.held_bytes / reference.held_bytes if row.held_bytes is not None and reference.held_bytes else None
+
+
+_MEASURES = {"time": _time, "saved": _saved, "moved": _moved, "held": _held}

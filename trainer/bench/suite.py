@@ -13,6 +13,7 @@ from trainer.bench.comparison import Comparison, Settings
 from trainer.bench.expert_layers import compare_attention, compare_mlp
 from trainer.bench.limits import Verdict, judge
 from trainer.bench.machine import describe_machine
+from trainer.bench.plan_scale import compare_plan
 from trainer.bench.scaling import compare_scaling
 from trainer.bench.squads import compare_squads
 from trainer.bench.training_step import compare_step
@@ -26,6 +27,7 @@ PARTS: dict[str, Callable[[Settings, str], list[Comparison]]] = {
     "scaling": compare_scaling,
     "squads": compare_squads,
     "comm": compare_communication,
+    "plan": compare_plan,
 }
 """Name -> measures one part in one precision."""
 

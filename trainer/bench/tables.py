@@ -11,7 +11,7 @@ from trainer.bench.limits import Verdict
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row per alternative: time, ratio to the reference with its quartiles, bytes saved for backward.
 
-    A comparison of communication has the bytes that move instead.
+    A comparison of communication has the bytes that move instead, one of the plan the bytes that stay.
     """
     rows = (comparison.reference, *comparison.rows)
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
@@ -23,12 +23,16 @@ def comparison_table(comparison: Comparison) -> Table:
     )
     table.add_column("", no_wrap=True)
     moves = any(row.moved_bytes is not None for row in rows)
-    for column in ("moved MB", "ratio") if moves else ("ms", "ratio", "quartiles", "saved MB", "ratio"):
+    held = any(row.held_bytes is not None for row in rows)
+    times = ("ms", "ratio", "quartiles", "held MB" if held else "saved MB", "ratio")
+    for column in ("moved MB", "ratio") if moves else times:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         reference = comparison.reference
         if moves:
             table.add_row(row.name, *_byte_cells(row.moved_bytes, reference.moved_bytes))
+        elif held:
+            table.add_row(row.name, *_time_cells(row), *_byte_cells(row.held_bytes, reference.held_bytes))
         else:
             table.add_row(row.name, *_time_cells(row), *_byte_cells(row.saved_bytes, reference.saved_bytes))
     return table
