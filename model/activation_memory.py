@@ -53,34 +53,30 @@ def activation_bytes(
     image_size: int,
     *,
     item_bytes: int,
+    pairs: int | None = None,
     ep_size: int = 1,
     load: float = 1.0,
     recompute: bool = False,
 ) -> ActivationBytes:
-    """Return what one image with all its tasks keeps.
+    """Return what one image with its tasks keeps.
 
     Args:
         config: sizes.
-        tasks: the tasks that every image serves.
+        tasks: of the run.
         image_size: side of the square input in pixels.
         item_bytes: of a weight and an activation: 4 for fp32, 2 for bf16.
+        pairs: how many of the tasks each image serves; None: all.
         ep_size: ranks over which experts are sharded.
         load: assignments that this rank's experts serve, over an even share; matters with `ep_size` > 1.
         recompute: whether blocks run again in backward.
     """
     tokens = (image_size // config.patch_size) ** 2
-    whole = [
-        _block(config, index, ep_size, load).bytes(item_bytes)
-        * tokens
-        * (1 if index < config.shared_blocks else len(tasks))
-        for index in range(config.depth)
-    ]
-    inputs = [
-        config.width * item_bytes * tokens * (1 if index < config.shared_blocks else len(tasks))
-        for index in range(config.depth)
-    ]
+    pairs = len(tasks) if pairs is None else pairs
+    rows = [tokens * (1 if index < config.shared_blocks else pairs) for index in range(config.depth)]
+    whole = [_block(config, index, ep_size, load).bytes(item_bytes) * count for index, count in enumerate(rows)]
+    inputs = [config.width * item_bytes * count for count in rows]
     patch = _Numbers(A=3 * config.patch_size**2).bytes(item_bytes) * tokens
-    heads = sum(_head(config, spec).bytes(item_bytes) for spec in tasks) * tokens
+    heads = sum(_head(config, spec).bytes(item_bytes) for spec in tasks) * tokens * pairs / len(tasks)
     return ActivationBytes(
         blocks=sum(inputs if recompute else whole), rest=patch + heads, largest_block=max(whole, default=0.0)
     )

@@ -18,6 +18,7 @@ from trainer.cli_bench import bench
 from trainer.cli_cluster import cancel, launch, logs, status, watch
 from trainer.cli_data import app as data_app
 from trainer.cli_doctor import doctor
+from trainer.cli_plan import plan
 
 app = typer.Typer(
     name="modsquad",
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(bench)
-for command in (launch, status, logs, watch, cancel, doctor):
+for command in (launch, plan, status, logs, watch, cancel, doctor):
     app.command()(command)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
