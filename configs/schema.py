@@ -280,7 +280,8 @@ class TrainConfig(Section):
     """How long, how much at a time, in which precision."""
 
     init_from: str | None = None
-    """File of dense ViT weights to start from (names of timm, DeiT or MAE; safetensors or torch); None: random."""
+    """File of weights to start from: what `modsquad export` wrote, or a dense ViT (names of timm, DeiT or MAE;
+    safetensors or torch); None: random."""
     steps: Positive = 100
     """Optimizer steps."""
     images_per_step: Positive = 8
