@@ -1,7 +1,8 @@
-"""The start of a new run from a file of dense vision transformer weights (`train.init_from`).
+"""The start of a new run from a file of weights (`train.init_from`): a Mod-Squad, or a dense vision transformer.
 
-Files: safetensors, or what `torch.save` wrote of a state dict, alone or in a dict under "model", "state_dict" or
-"model_ema" (DeiT, MAE and timm publish such files). Nothing but tensors is unpickled. See `docs/initial_weights.md`.
+A Mod-Squad is what `modsquad export` wrote. Dense weights: safetensors, or what `torch.save` wrote of a state dict,
+alone or in a dict under "model", "state_dict" or "model_ema" (DeiT, MAE and timm publish such files). Nothing but tensors
+is unpickled. See `docs/initial_weights.md`.
 """
 
 import pickle
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +20,9 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from model.dense_weights import read_dense_vit, start_from_dense
 from model.mod_squad import ModSquad
+from model.trained_weights import Taken, start_from_trained
 from trainer.agreement import on_each, on_main
+from trainer.export import load_exported
 
 _STATE_KEYS = ("model", "state_dict", "model_ema")
 
@@ -44,6 +48,9 @@ def start_from_file(model: ModSquad, config: RunConfig, group: dist.ProcessGroup
         return None
 
     def start() -> str:
+        if _format(Path(path)).startswith("modsquad."):
+            trained, _, step = load_exported(Path(path))
+            return _describe(start_from_trained(model, trained, path), f"{path} (step {step})")
         dense = read_dense_vit(read_tensors(Path(path)), path)
         start_from_dense(model, dense, seed=config.seed)
         theirs, ours = len(dense.positions), model.backbone.grid
@@ -52,6 +59,31 @@ def start_from_file(model: ModSquad, config: RunConfig, group: dist.ProcessGroup
         return f"weights start from {path}{resampled}{unused}"
 
     return on_each(group, start)
+
+
+def _format(path: Path) -> str:
+    """Return what a safetensors file says of its format, "" for nothing."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("format", ""))
+    except SafetensorError:
+        return ""  # `read_tensors` says what is wrong
+
+
+def _describe(taken: Taken, source: str) -> str:
+    """Return what was taken, as a table: one line for what tasks share, and one per task."""
+    theirs, ours = taken.grids
+    resampled = f", positions resampled from {theirs} x {theirs} to {ours} x {ours}" if theirs != ours else ""
+    told = {
+        "shared by all tasks": f"taken{resampled}",
+        **dict.fromkeys(taken.taken, "routers, embedding and head taken"),
+        **dict.fromkeys(taken.new, "new"),
+        **dict.fromkeys(taken.unused, "not used"),
+    }
+    width = max(map(len, told))
+    return "\n".join([f"weights start from {source}", *(f"  {part:{width}}  {what}" for part, what in told.items())])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

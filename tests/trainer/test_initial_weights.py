@@ -22,6 +22,7 @@ from tests.model.dense_vit import DEPTH, HEADS, PATCH, SIDE, WIDTH, trained
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.engine import close_distributed
+from trainer.export import save_model
 from trainer.initial_weights import read_tensors, start_from_file
 from trainer.loop import Trainer
 from trainer.progress import PlainProgress
@@ -140,3 +141,35 @@ def test_a_file_that_one_rank_lacks_stops_all(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "vit.pth")
     said = run_ranks(start_or_say, 2, str(tmp_path))
     assert said == [f"train.init_from: {tmp_path / 'absent.pth'}: no such file"] * 2
+
+
+def test_a_new_run_starts_from_an_exported_run_with_other_tasks(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path, train=8, val=1)
+    file = tmp_path / "trained.safetensors"
+    old = loop_config(tmp_path, "tasks=[normal,keypoints2d]", "seed=9")
+    trained = ModSquad(old.model, old.task_specs, old.data.image_size, seed=9)
+    save_model(file, trained, old, step=40)
+
+    said = StringIO()
+    config = loop_config(tmp_path, "tasks=[depth_euclidean,normal]", f"train.init_from={file}", "train.steps=2")
+    trainer = Trainer(config, alone, PlainProgress(Console(file=said, width=400), 4))
+    assert said.getvalue().splitlines()[:5] == [
+        f"weights start from {file} (step 40)",
+        "  shared by all tasks  taken",
+        "  normal               routers, embedding and head taken",
+        "  depth_euclidean      new",
+        "  keypoints2d          not used",
+    ]
+    weights = trainer.parts.model.state_dict()
+    for name in ("backbone.patch.weight", "heads.normal.linear.weight", "backbone.blocks.0.mlp.experts.w1"):
+        assert weights[name].equal(trained.state_dict()[name])
+    assert weights["backbone.task_embedding"][1].equal(trained.backbone.task_embedding[0])
+    trainer.fit()
+
+
+def test_a_squad_is_no_start(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path, train=8, val=1)
+    file = tmp_path / "squad.safetensors"
+    save_file({"x": torch.zeros(1)}, file, metadata={"format": "modsquad.squad.2"})
+    with pytest.raises(UserError, match=r"has format 'modsquad\.squad\.2', expected modsquad\.model"):
+        Trainer(loop_config(tmp_path, f"train.init_from={file}"), alone)
