@@ -1,9 +1,12 @@
 """Trains as `modsquad train` does, and notes which samples every finished step has used.
 
-As a program it is one rank of a run. Arguments: the folder of `loop_run.make_shards`, then overrides.
+As a program it is one rank of a run. Arguments: the folder of `loop_run.make_shards`, then overrides. After the step
+that the variable STOP_AFTER names, if any, it sends itself SIGTERM.
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from unittest import mock
@@ -38,6 +41,8 @@ class NotedTrainer(Trainer):
             outcome = super().step()
         with self._notes.open("a") as file:
             print(json.dumps({"step": self.state.steps_done, "keys": keys}), file=file, flush=True)
+        if os.environ.get("STOP_AFTER") == str(self.state.steps_done):
+            os.kill(os.getpid(), signal.SIGTERM)
         return outcome
 
 

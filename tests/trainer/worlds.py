@@ -4,6 +4,7 @@ Starting ranks takes longer than all they do here, so everything that needs two 
 """
 
 import atexit
+import errno
 import functools
 import itertools
 import math
@@ -11,10 +12,12 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,12 +31,14 @@ from torch.distributed.tensor import DTensor
 from cluster.env import RankEnv
 from cluster.groups import Layout
 from configs.errors import UserError
+from configs.schema import CheckpointConfig
 from model.dispatch import ExpertGroup
 from tests.ranks import run_ranks
 from tests.trainer.squad_model import SquadLoss, squad_batches
 from tests.trainer.toy_model import ToyModel, toy_batches, toy_config
 from trainer.checkpoint import load_latest
-from trainer.checkpoint_save import save
+from trainer.checkpoint_files import FileEntry, describe_file
+from trainer.checkpoint_save import CheckpointSaver, save
 from trainer.engine import Engine, StepOutcome, close_distributed, expert_group, init_distributed
 from trainer.process_groups import create_groups
 
@@ -141,6 +146,7 @@ def on_two_ranks(rank: int, world: int, folder: Path, disk: Path | None) -> dict
         "resumed_from_four": [resume(rank, world, case, folder / "four") for case in READERS],
         "hang_seconds": wait_in_vain(rank),
         "full_disk": disk and fill_disk(rank, world, disk),
+        "background": save_in_background(rank, world, folder / "background"),
     }
 
 
@@ -290,6 +296,57 @@ def fill_disk(rank: int, world: int, run_dir: Path) -> list[str]:
             assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000001"]
     engine.close()
     return errors
+
+
+def save_in_background(rank: int, world: int, run_dir: Path) -> dict[str, Any]:
+    """Train on while rank 1 writes slowly; then let it find no space."""
+    engine, told = engine_on(rank, world, Case(2, 1)), []
+    saver = CheckpointSaver(run_dir, engine, CheckpointConfig(), lambda: told.append("saved"))
+    train_on(engine, BATCHES[:2], rank, world)
+    saved, release = whole_state(engine), threading.Event()
+
+    def describe(path: Path, fails: bool, real: Callable[[Path], FileEntry] = describe_file) -> FileEntry:
+        if rank == 1:
+            release.wait(60)
+            if fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path)
+
+    with mock.patch("trainer.checkpoint_save.describe_file", partial(describe, fails=False)):
+        saver.save(2, LOOP_STATE)
+        train_on(engine, BATCHES[2:], rank, world)
+        saver.check()
+        assert not told, "training goes on, nothing is said before all ranks are done"
+        assert not (run_dir / "checkpoints" / "latest").exists()
+        release.set()
+        saver.wait()
+    assert told == ["saved"]
+    done = whole_state(engine)
+    restored = load_latest(run_dir, engine)
+    assert restored is not None
+    torch.testing.assert_close(restored.state, LOOP_STATE, rtol=0, atol=0)
+    loaded = whole_state(engine)
+    train_on(engine, BATCHES[2:], rank, world)
+
+    release.clear()
+    with mock.patch("trainer.checkpoint_save.describe_file", partial(describe, fails=True)):
+        saver.save(4, LOOP_STATE)
+        saver.check()
+        release.set()
+        dist.barrier()
+        with pytest.raises(UserError) as caught:
+            check_for_a_while(saver)
+    saver.save(5, LOOP_STATE)
+    saver.wait()
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    engine.close()
+    return {"error": str(caught.value), "saved": saved, "loaded": loaded, "done": done, "names": names}
+
+
+def check_for_a_while(saver: CheckpointSaver) -> None:
+    for _ in range(1000):  # steps
+        saver.check()
+        time.sleep(0.01)
 
 
 def engine_on(rank: int, world: int, case: Case) -> Engine:
