@@ -1,7 +1,7 @@
 """The start of a new run from a file of weights (`train.init_from`): a Mod-Squad, or a dense vision transformer.
 
 A Mod-Squad is what `modsquad export` wrote. Dense weights: safetensors, or what `torch.save` wrote of a state dict,
-alone or in a dict under "model", "state_dict" or "model_ema" (DeiT, MAE and timm publish such files). Nothing but tensors
+alone or in a dict under "model", "state_dict" or "model_ema" (as DeiT, MAE and timm publish them). Nothing but tensors
 is unpickled. See `docs/initial_weights.md`.
 """
 
