@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
@@ -65,16 +64,11 @@ class Run:
 
 
 def sbatch_script(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> str:
-    """Return the batch script that `submit` would hand to sbatch; writes nothing.
-
-    Raises:
-        UserError: an option that submitit or sbatch does not take.
-    """
-    executor = _slurm_executor(launch, folder, folder / "code", _name(runs, folder))
-    inner = executor._executor
+    """Return the batch script that `submit` would hand to sbatch; writes nothing."""
+    executor = _executor(launch, folder, folder / "code", _name(runs, folder))
     if len(runs) > 1:
-        inner.parameters["map_count"] = len(runs)
-    text: str = inner._make_submission_file_text(inner._submitit_command_str, "dry-run")
+        executor.parameters["map_count"] = len(runs)
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
     return text
 
 
@@ -91,7 +85,7 @@ def submit(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> list[JobR
     """
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch here: launch on a login node of a SLURM cluster, or with --local")
-    executor = _slurm_executor(launch, folder, snapshot_code(_made(folder)), _name(runs, folder))
+    executor = _executor(launch, folder, snapshot_code(_made(folder)), _name(runs, folder))
     jobs = [TrainJob(str(_write_config(run, folder))) for run in runs]
     try:
         if len(jobs) == 1:
@@ -152,48 +146,41 @@ def read_job(run_dir: Path) -> JobRecord:
         raise UserError(f"{path} is damaged: launch the run again") from None
 
 
-def _slurm_executor(launch: LaunchConfig, folder: Path, code: Path, name: str) -> submitit.AutoExecutor:
-    executor = submitit.AutoExecutor(
-        folder=folder, cluster="slurm", slurm_python=launch.python and shlex.quote(launch.python)
-    )
-    try:
-        executor.update_parameters(**_parameters(launch, folder, code, name))
-    except (ValueError, NameError, TypeError) as error:
-        raise UserError(f"launch: {str(error).splitlines()[0]}") from None
-    return executor
+class _AnywhereExecutor(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
+    """submitit's, which a script can be made with where there is no SLURM."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
 
 
-def _parameters(launch: LaunchConfig, folder: Path, code: Path, name: str) -> dict[str, Any]:
-    options = {
-        "account": launch.account,
-        "qos": launch.qos,
-        "constraint": launch.constraint,
-        "exclude": launch.exclude,
-        "partition": launch.partition,
-        "gpus_per_node": launch.gpus_per_node or None,
-        "mem": launch.mem_gb and f"{launch.mem_gb}G",
-    }
+def _executor(launch: LaunchConfig, folder: Path, code: Path, name: str) -> submitit.SlurmExecutor:
+    executor = _AnywhereExecutor(folder, python=launch.python and shlex.quote(launch.python))
     srun = ["--kill-on-bad-exit=1"]  # the ranks that are left would wait for one that is gone
     if launch.container_image:
         mounts = [*launch.container_mounts, f"{folder.parent}:{folder.parent}"]
         srun += [f"--container-image={launch.container_image}", f"--container-mounts={','.join(mounts)}"]
-    return {
-        "name": name,
-        "nodes": launch.nodes,
-        "tasks_per_node": launch.ranks,
-        "cpus_per_task": launch.cpus_per_rank,
-        "timeout_min": minutes_of(launch.time),
-        "slurm_signal_delay_s": launch.grace_seconds,
-        "slurm_array_parallelism": launch.array_parallelism,
-        "slurm_srun_args": srun,
-        "slurm_setup": [*_environment(code), *launch.setup],
-        "slurm_teardown": _requeue_lines(launch.max_requeues),
-        "slurm_additional_parameters": {
-            "requeue": True,
-            **{key.replace("_", "-"): value for key, value in options.items() if value is not None},
-            **launch.slurm,
-        },
-    }
+    executor.update_parameters(
+        job_name=name,
+        nodes=launch.nodes,
+        ntasks_per_node=launch.ranks,
+        cpus_per_task=launch.cpus_per_rank,
+        gpus_per_node=launch.gpus_per_node or None,
+        mem=launch.mem_gb and f"{launch.mem_gb}G",
+        time=minutes_of(launch.time),
+        partition=launch.partition,
+        account=launch.account,
+        qos=launch.qos,
+        constraint=launch.constraint,
+        exclude=launch.exclude,
+        signal_delay_s=launch.grace_seconds,
+        array_parallelism=launch.array_parallelism,
+        srun_args=srun,
+        setup=[*_environment(code), *launch.setup],
+        teardown=_requeue_lines(launch.max_requeues),
+        additional_parameters={"requeue": True, **launch.slurm},
+    )
+    return executor
 
 
 def _environment(code: Path) -> list[str]:

@@ -80,9 +80,9 @@ def minutes_of(time: str) -> int:
     Raises:
         ValueError: it is not of a form that sbatch reads.
     """
-    days, _, clock = time.rpartition("-")
+    days, dash, clock = time.rpartition("-")
     fields = clock.split(":")
-    if not all(field.isdecimal() for field in (*fields, days or "0")) or len(fields) > 3:
+    if not all(field.isdecimal() for field in (*fields, days if dash else "0")) or len(fields) > 3:
         raise ValueError(f"time '{time}' is not of the form minutes, HH:MM:SS or D-HH:MM:SS")
     numbers = [int(field) for field in fields]
     if days:  # D-HH, D-HH:MM, D-HH:MM:SS
@@ -109,13 +109,16 @@ def load_launch(profile: str | Path | None, overrides: Mapping[str, Any]) -> Lau
     """
     path = None if profile is None else _find_profile(profile)
     values = {} if path is None else read_mapping(path)
-    for name, value in overrides.items():
-        if name == "slurm" and value:
-            values[name] = {**values.get(name, {}), **value}
-        elif name == "setup" and value:
-            values[name] = (*values.get(name, ()), *value)
-        elif value is not None:
-            values[name] = value
+    for name, given in overrides.items():
+        if given is None:
+            continue
+        match name:
+            case "slurm":
+                values[name] = {**values.get(name, {}), **given}
+            case "setup":
+                values[name] = (*values.get(name, ()), *given)
+            case _:
+                values[name] = given
     try:
         return LaunchConfig.model_validate(values)
     except ValidationError as error:
