@@ -186,6 +186,16 @@ def test_nothing_unknown_leaks_into_averages_and_ids_are_never_mixed(
             assert set(result.labels[spec.name].numpy().ravel().tolist()) <= stored
 
 
+@settings(max_examples=20, deadline=None)
+@given(crop=windows, degrees=angles, side=st.integers(2, 20), size=st.integers(1, 20))
+def test_an_even_colour_stays_up_to_the_border(
+    crop: tuple[float, float, float, float], degrees: float, side: int, size: int
+) -> None:
+    batch = turned(make_batch((), 1, side), degrees, crop)
+    result = apply_geometry(replace(batch, images=torch.full_like(batch.images, 200)), (), size)
+    assert (result.images == 200).all()
+
+
 def test_the_margin_is_unknown_to_every_task_and_grey() -> None:
     batch = turned(make_batch(ALL, 2, 16), 10, (-0.5, -0.5, 2.0, 2.0))
     batch = replace(batch, photometric={"brightness": torch.tensor([0.2, 1.9]), "contrast": torch.tensor([0.3, 1.7])})
