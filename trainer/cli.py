@@ -4,6 +4,7 @@ Exit status: 0 done; 2 a mistake that the user can mend, told in one line; 130, 
 save; 75 another rank was lost, try again; 1 a fault of ours, with its traceback (`--debug` shows that of every error).
 """
 
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: k
 def main() -> None:
     """Entry point of the console script."""
     tune_process()
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # of a lost rank one line of ours tells
     try:
         app()
     except UserError as error:

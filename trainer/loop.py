@@ -161,7 +161,8 @@ class Trainer:
         if outcome.skipped:
             parts.matching.load_state_dict(running_mean)
             self._count_bad_step(
-                [key for _, found, keys in passes if not found.loss_sum_T.isfinite().all() for key in keys]
+                [key for _, found, keys in passes if not found.loss_sum_T.isfinite().all() for key in keys],
+                [key for _, _, keys in passes for key in keys],
             )
         else:
             self._bad_in_a_row = 0
@@ -318,21 +319,24 @@ class Trainer:
             self._listener.on_note(f"left out: {unlabelled} of {total} training images, without a label of these tasks")
         return iter(loader)
 
-    def _count_bad_step(self, suspects: list[str]) -> None:
-        """Count a step without an update; `suspects` are this rank's samples in passes whose task loss is not finite.
+    def _count_bad_step(self, suspects: list[str], batch: list[str]) -> None:
+        """Count a step without an update. A collective call: all ranks share the gradient norm, hence come here.
 
-        A collective call: all ranks come here together, since they share the gradient norm.
+        Args:
+            suspects: this rank's samples in passes whose task loss is not finite.
+            batch: all samples of this rank's passes.
         """
         self.state.bad_steps += 1
         self._bad_in_a_row += 1
         if self._bad_in_a_row < self.config.train.max_bad_steps:
             return
-        found = [key for keys in on_all(self.parts.engine.world_group, lambda: suspects) for key in keys]
+        of_ranks = on_all(self.parts.engine.world_group, lambda: (suspects, batch))
+        found, used = ([key for of_rank in of_ranks for key in of_rank[part]] for part in (0, 1))
         first = self.state.cursor.position
         cause = (
-            f"task losses were not finite in passes with the samples {', '.join(found)}: look at these, or "
+            f"task losses were not finite in passes with the samples {_some(found)}: look at these, or "
             if found
-            else "all task losses were finite, so the gradient overflowed: "
+            else f"all task losses of its samples ({_some(used)}) were finite, so the gradient overflowed: "
         )
         raise UserError(
             f"no finite gradient in {self._bad_in_a_row} steps in a row, the last one step {self.state.steps_done} "
@@ -364,3 +368,8 @@ class Trainer:
             return
         self._saver.save(self.state.steps_done, self.state.collect(self.parts.engine.world_group, self.env.rank))
         self._saved_step = self.state.steps_done
+
+
+def _some(keys: list[str], shown: int = 16) -> str:
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(keys[:shown]) + more
