@@ -5,6 +5,7 @@ torch.distributed.checkpoint's format, every rank writing a share, and the train
 `trainer.checkpoint_save` for how they are written. What is wrong on one rank is agreed between all.
 """
 
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,8 @@ def load_latest(run_dir: Path, engine: Engine) -> Restored | None:
 def read_weights(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
     """Return (step, fp32 weights by parameter name, all experts) of the newest intact checkpoint, without an engine.
 
+    Damaged ones that are passed over are named on standard error.
+
     Raises:
         UserError: the run has no intact checkpoint.
     """
@@ -85,6 +88,7 @@ def read_weights(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
     for folder in _candidates(run_dir):
         if problem := check_share(folder, 0, 1):
             damaged.append(problem)
+            print(f"passed over a damaged checkpoint: {problem}", file=sys.stderr)
             continue
         sizes = {name: size for name, size in _stored_sizes(folder).items() if name.startswith("master.")}
         tensors: dict[str, Any] = {name: torch.empty(size) for name, size in sizes.items()}

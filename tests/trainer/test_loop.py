@@ -5,9 +5,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.env import RankEnv, free_port
+from cluster.env import RankEnv
 from configs.errors import UserError
 from data_pipeline.index import ShardIndex
 from data_pipeline.reading import read_batch
@@ -25,16 +22,18 @@ from model.routing_stats import RoutingLedger
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from tests.trainer.noted_training import keys_of_steps, train
+from tests.trainer.rank_processes import lines_of, start_ranks, wait_for_step
+from trainer.checkpoint import read_weights
 from trainer.constant import Constants
 from trainer.engine import close_distributed
 from trainer.evaluate import evaluate_run, latest_evaluation
+from trainer.export import load_run_model
 from trainer.interruption import Interrupted
 from trainer.loop import Trainer
 from trainer.progress import PlainProgress
 
 STEPS = 12
 LONGER = (f"train.steps={STEPS}", "checkpoint.every_steps=4", "evaluate.every_steps=4")
-PROGRAM = [sys.executable, "-m", "tests.trainer.noted_training"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,33 +65,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def link_shards(undisturbed: Path, folder: Path) -> None:
     for split in ("train", "val"):
         (folder / split).symlink_to(undisturbed / split)
-
-
-def start_ranks(folder: Path, ranks: int, *overrides: str) -> list[subprocess.Popen[bytes]]:
-    port = free_port()
-    processes = []
-    for rank in range(ranks):
-        env = RankEnv(rank=rank, world=ranks, local_rank=rank, master_port=port)
-        processes.append(
-            subprocess.Popen(
-                [*PROGRAM, str(folder), *overrides],
-                env={**os.environ, **env.variables(), "OMP_NUM_THREADS": "1"},
-            )
-        )
-    return processes
-
-
-def lines_of(run_dir: Path) -> list[dict[str, Any]]:
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def wait_for_step(run_dir: Path, step: int, processes: list[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + 120
-    while not any(line["step"] >= step for line in lines_of(run_dir)):
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes), "ended before it was interrupted"
-        time.sleep(0.01)
 
 
 def assert_same_run(run_dir: Path, expected: Path) -> None:
@@ -348,3 +320,49 @@ def test_other_shards_on_resume_are_refused(tmp_path: Path, alone: RankEnv) -> N
     make_shards(tmp_path / "other", train=14)
     with pytest.raises(UserError, match="changed since the checkpoint"):
         Trainer(loop_config(tmp_path, f"data.train={tmp_path}/other/train", "train.steps=8"), alone)
+
+
+def test_a_gradient_that_overflows_alone_is_told_with_its_batch(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    trainer = Trainer(loop_config(tmp_path, "train.max_bad_steps=1"), alone)
+    trainer.parts.model.backbone.patch.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(UserError, match=r"all task losses of its samples \((train-\d+(, )?){4}\) were finite"):
+        trainer.step()
+    trainer.close()
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_note_and_the_run_ends_as_it_would_have(
+    undisturbed: Path, tmp_path: Path, alone: RankEnv, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link_shards(undisturbed, tmp_path)
+    train(tmp_path, alone, *LONGER, "checkpoint.keep_last=3")
+    close_distributed()
+    for file in (tmp_path / "run" / "checkpoints" / f"step_{STEPS:08d}").glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    load_run_model(tmp_path / "run")
+    assert f"passed over a damaged checkpoint: {tmp_path}" in capsys.readouterr().err
+    console = Console(file=io.StringIO(), width=400)
+    train(tmp_path, alone, *LONGER, listener=PlainProgress(console, 4))
+    assert isinstance(console.file, io.StringIO)
+    told = console.file.getvalue()
+    assert "passed over a damaged checkpoint" in told
+    assert "training from step 8 to 12" in told
+    assert_same_run(tmp_path / "run", undisturbed / "run")
+
+
+def test_the_same_configuration_gives_the_same_bits(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    options = ("model.router_noise=true", "data.workers=2", "data.tasks_per_image=2", "train.micro_batch=2")
+    found = []
+    for number in range(2):
+        run_dir = tmp_path / f"run_{number}"
+        train(tmp_path, alone, f"run_dir={run_dir}", *options)
+        close_distributed()
+        timing = {"step_seconds", "data_wait_seconds", "time"}
+        lines = [{key: line[key] for key in line.keys() - timing} for line in lines_of(run_dir)]
+        scores = [json.loads(path.read_text()) for path in sorted((run_dir / "evaluation").glob("*.json"))]
+        found.append((lines, scores, read_weights(run_dir)[1]))
+    (lines, scores, weights), (other_lines, other_scores, other_weights) = found
+    assert lines == other_lines
+    assert scores == other_scores
+    assert all(value.equal(other_weights[name]) for name, value in weights.items())
