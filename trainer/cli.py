@@ -100,6 +100,9 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print", help="Show the resolved configuration, what the model costs, and stop.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, take the worst step, report memory and time, and stop.")
+    ] = False,
 ) -> None:
     """Train; resume when the run folder holds a checkpoint. Alone: one process; or under torchrun, deepspeed, srun."""
     from configs.load import dump_config, load_config
@@ -112,10 +115,12 @@ def train(
         return
     from cluster.env import detect
     from cluster.local import die_with_launcher
+    from trainer.dry_run import dry_run_rank
     from trainer.entry import train_rank
 
     die_with_launcher()
-    sys.exit(train_rank(config, detect(), overrides=overrides or [], debug=_debugging()))
+    start = dry_run_rank if dry_run else train_rank
+    sys.exit(start(config, detect(), overrides=overrides or [], debug=_debugging()))
 
 
 @app.command()
