@@ -1,5 +1,6 @@
 # make quickstart   set everything up in .venv, then run the main job: rooms, shards, training, squads, report
-# make test         set up what the tests need, then run all of them
+# make test         set up what the tests need, then run all of them but the next
+# make test-faults  runs that are killed, stopped, starved and resumed elsewhere: about four minutes on two cores
 # make bench        set up the other libraries, then measure speed and memory beside them: bench.json
 # make lint         formatting, lint and types
 # TORCH_INDEX=URL   take torch from this index, e.g. PyTorch's index of CPU wheels on a machine without a GPU
@@ -12,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: help install quickstart test bench lint format clean
+.PHONY: help install quickstart test test-faults bench lint format clean
 
 help:
 	@sed -n 's/^# \(make.*\)/\1/p' Makefile
@@ -22,6 +23,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-faults: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/modsquad bench $(BENCH_ARGS)
