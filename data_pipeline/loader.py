@@ -5,15 +5,9 @@ decode it. So the batches do not depend on the number of workers, and nothing in
 """
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 import numpy as np
@@ -35,11 +29,10 @@ from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import ShardIndex
 from data_pipeline.tolerant import read_whole_members
+from data_pipeline.workers import serve_the_trainer, worker_context
 
 # Micro-batches that each worker keeps ready.
 _PREFETCH = 2
-
-_SIGNALS_OF_SCHEDULERS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 @dataclass(frozen=True)
@@ -79,6 +72,7 @@ class _Loader(ABC):
         """Yield what to read, in order."""
 
     def __iter__(self) -> Iterator[Batch]:
+        """Start to read ahead, at once, and return the batches."""
         self.close()
         self._batches = iter(
             DataLoader(
@@ -88,14 +82,16 @@ class _Loader(ABC):
                 num_workers=self._workers,
                 collate_fn=_unchanged,
                 prefetch_factor=_PREFETCH if self._workers else None,
-                multiprocessing_context=_worker_context() if self._workers else None,
+                multiprocessing_context=worker_context() if self._workers else None,
                 # Without its own generator DataLoader draws from torch's global one, which the model's noise uses.
                 generator=torch.Generator(),
-                worker_init_fn=_serve_the_trainer if self._workers else None,
+                worker_init_fn=serve_the_trainer if self._workers else None,
             )
         )
+        return self._serve(self._turn)
+
+    def _serve(self, turn: int) -> Iterator[Batch]:
         # Only the attribute holds the iterator, so that `close` ends its workers.
-        turn = self._turn
         try:
             while turn == self._turn and self._batches is not None:
                 batch = _next_batch(self._batches)
@@ -304,46 +300,3 @@ def _count_pairs(slots: Sequence[Slot], tasks: int) -> NDArray[np.int64]:
 def _unchanged(batch: Any) -> Any:
     """Replace DataLoader's collation: the reader has stacked already."""
     return batch
-
-
-def _worker_context() -> ForkServerContext:
-    """Return the way workers start: forked from a clean server process.
-
-    A fork of the trainer itself would copy it while threads of gloo, OpenMP and CUDA hold locks that nobody in the
-    copy releases. A spawned worker imports torch anew; the server imports it once for all workers (two workers on two
-    busy cores: first batch after 5 s, 0.3 s for every later loader; spawned: 10 s each time).
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    # Schedulers signal every process of a job, and the trainer still needs data until it reaches its step boundary. So
-    # the server and its helper start with these signals blocked; the workers inherit that. One after the other, since
-    # starting the helper unblocks some.
-    for start in (resource_tracker.ensure_running, forkserver.ensure_running):
-        previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_SCHEDULERS)
-        try:
-            start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    return context
-
-
-def _serve_the_trainer(worker: int) -> None:
-    """Make this worker end when the trainer is gone, however it went, or when the trainer ends it; not otherwise.
-
-    DataLoader's own watch compares the parent's process id, but the parent of a worker is the fork server, which lives
-    as long as its workers do.
-    """
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None, "runs in a worker"
-
-    def end_with_trainer() -> None:
-        trainer.join()
-        os._exit(1)
-
-    def obey_trainer() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer.pid:
-            pass
-        os._exit(0)
-
-    for watch in (end_with_trainer, obey_trainer):
-        threading.Thread(target=watch, name=watch.__name__, daemon=True).start()

@@ -23,6 +23,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.loader import TrainLoader
 from data_pipeline.skips import Skip
 from data_pipeline.targets import Prepared, prepare_batch
+from data_pipeline.workers import start_worker_server
 from model.routing_stats import RoutingLedger
 from trainer.affine_placement import AffinePlacement, apply_placement, choose_placement
 from trainer.agreement import on_all, on_each, on_main
@@ -67,6 +68,8 @@ class Trainer:
         """
         self.config, self.env, self.run_dir = config, env, Path(config.run_dir)
         check_continues(self.run_dir, config)
+        if config.data.workers:
+            start_worker_server()
         init_distributed(env, config.parallel)
         self._listener = listener or terminal_progress(config.train.images_per_step)
         self._saved_step, self._evaluated_step, self._bad_in_a_row = -1, -1, 0
