@@ -3,7 +3,7 @@
 submitit's own answer to a warning runs inside a signal handler, on rank 0 alone, in the middle of a step, where ranks
 cannot agree on anything. So the trainer catches the signals itself: all ranks save at one step boundary and leave with
 a status that tells the batch script to put the job back into the queue. Such a rank leaves no result behind, which
-would be taken for that of a later run of the same job.
+would be taken for that of a later run of the same job; nor does one that fails, as its log has said why.
 """
 
 import os
@@ -38,21 +38,13 @@ class TrainJob:
     entry: str = "trainer.entry:train_rank"
 
     def __call__(self) -> str:
-        """Train; return the configuration's path when the run is complete.
-
-        Raises:
-            RuntimeError: the run failed in a way that another try would not mend; the log says how.
-        """
+        """Train; return the configuration's path when the run is complete, else leave with the rank's exit status."""
         for number in WARNINGS:
             signal.signal(number, _leave_at_once)
         module, _, name = self.entry.partition(":")
         train: Callable[[str, RankEnv], int] = getattr(import_module(module), name)
-        env = detect()
-        status = train(self.config, env)
-        if status in RETRIED:
+        if status := train(self.config, detect()):
             _leave(status)
-        if status:
-            raise RuntimeError(f"rank {env.rank} ended with status {status}: its log says why")
         return self.config
 
 
