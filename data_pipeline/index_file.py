@@ -55,8 +55,10 @@ def parse_index(file: TextIO) -> tuple[IndexHead, Iterator[ShardEntry]]:
         ValueError: the text is not an index of this version; may come from the iterator.
     """
     text = _Text(file)
-    while (opening := _OPENING.search(text.ahead)) is None and text.read_more():
-        pass
+    # What stops at the end of the part that was read may go on behind it.
+    while (opening := _OPENING.search(text.ahead)) is None or opening.end() == len(text.ahead):
+        if not text.read_more():
+            break
     head = IndexHead.model_validate_json(text.ahead if opening is None else text.ahead[: opening.start()] + "}")
     if opening is None:
         raise ValueError("it lists no shards")

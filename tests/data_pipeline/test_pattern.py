@@ -49,6 +49,7 @@ def test_decimals_are_meant_as_written() -> None:
     assert TaskPattern([0.1, 0.2, 0.7], 1).load.tolist() == [1, 2, 7]
     assert TaskPattern([1.5, 1, 0, 1], 1).load.tolist() == [3, 2, 0, 2]
     assert TaskPattern([5, 1, 1], 2).load.tolist() == [2, 1, 1], "no task twice at a position"
+    assert TaskPattern([1, 1, 2, 2], 2).load.tolist() == [1, 1, 2, 2], "the shortest period, 3"
 
 
 @pytest.mark.parametrize("m", [1, 3])

@@ -167,13 +167,13 @@ def test_processes_share_a_large_epoch(tmp_path: Path, monkeypatch: pytest.Monke
     available = np.random.default_rng(0).random((40, 5)) < 0.7
     available[:, 0] = True
     expected = make_plan(available, 2).slots(30, 40)
+    others = [make_plan(available, m, seed=seed).slots(0, 50) for m, seed in ((1, 0), (2, 1))]
     assert not list(tmp_path.rglob("*.npy")), "small epochs touch no disk"
     monkeypatch.setattr(node_files, "SMALL_BYTES", 0)
     plan, other = make_plan(available, 2), make_plan(available, 2)
     assert plan.slots(30, 40) == other.slots(30, 40) == expected
     assert len(list(tmp_path.rglob("*.npy"))) == 2, "of both plans, two epochs"
-    assert make_plan(available, 1).slots(0, 1)
-    assert make_plan(available, 2, seed=1).slots(0, 1)
+    assert [make_plan(available, m, seed=seed).slots(0, 50) for m, seed in ((1, 0), (2, 1))] == others
     assert plan.slots(90, 1) == make_plan(available, 2).slots(90, 1)
     other.close()
     assert sorted(path.stem[-2:] for path in tmp_path.rglob("*.npy")) == ["-1", "-2"], "epoch 0 is no longer needed"
