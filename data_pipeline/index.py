@@ -27,6 +27,7 @@ from data_pipeline.sample import AnyArray
 from data_pipeline.skips import MemberError, UnfitMember
 from data_pipeline.storage import OpenShards, Storage
 from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD
+from data_pipeline.tarwalk import BLOCK_BYTES, is_header_of
 
 
 class ShardIndex:
@@ -122,7 +123,7 @@ class ShardIndex:
 
         Raises:
             MemberError: its bytes cannot be read.
-            UserError: the sample has no such member, or the shard cannot be opened or was cut.
+            UserError: the sample has no such member, or the shard cannot be opened, was cut, or was replaced.
         """
         place = self._place(sample, member)
         try:
@@ -130,12 +131,18 @@ class ShardIndex:
         except OSError as error:
             raise UserError(f"{self.where(sample, member)} cannot be opened: {error.strerror}") from None
         try:
-            data = os.pread(descriptor, place.size, place.offset)
+            block = os.pread(descriptor, BLOCK_BYTES + place.size, place.offset - BLOCK_BYTES)
         except OSError as error:
             raise MemberError(f"{self.where(sample, member)} cannot be read: {error.strerror}") from None
-        if len(data) != place.size:
+        if len(block) != BLOCK_BYTES + place.size:
             raise UserError(f"{self.where(sample, member)} is cut off: the shard is truncated, restore it")
-        return data
+        # A shard may be replaced at any time, even by one of its size.
+        if not is_header_of(block[:BLOCK_BYTES], f"{self.keys[sample]}.{member}.{place.suffix}", place.size):
+            raise UserError(
+                f"{self.where(sample, member)} is not where the index says: the shard was replaced or damaged; restore "
+                "it, or make the index of the new shards"
+            )
+        return block[BLOCK_BYTES:]
 
     def suffix(self, sample: int, member: str) -> str:
         """Return the format of a member, such as `png`.

@@ -101,6 +101,8 @@ def scan_shard(path: Path) -> ShardEntry:
             image is missing, is not square, or has another size than the first.
         OSError: it cannot be read.
     """
+    if not path.name.isprintable():
+        raise UserError(f"shard {str(path)!a}: the name is not UTF-8, or holds control characters: rename it")
     try:
         samples = _group_members(path)
     except TarError as error:

@@ -65,6 +65,21 @@ def walk_tar(path: Path) -> Iterator[TarFile]:
         yield from walk.files()
 
 
+def is_header_of(block: bytes, name: str, size: int) -> bool:
+    """Whether the block before a file's content may be its header: the last part of its name, and its size.
+
+    Cheap, for every read. Names that writers may have abbreviated (100 bytes and more, or not ASCII) count as equal, as
+    do letters of either case.
+    """
+    field = block[124:136]
+    digits = field.strip(b" \0")
+    declared = int.from_bytes(field[1:], "big") if field[:1] == b"\x80" else _octal(digits)
+    last = name.rpartition("/")[2].lower()
+    written = block[:100].rstrip(b"\0")
+    same_name = not last.isascii() or len(written) == 100 or written.lower().endswith(last.encode())
+    return len(block) == BLOCK_BYTES and declared == size and same_name
+
+
 class _Walk:
     """One pass over the tar behind a descriptor of `size` bytes."""
 
@@ -145,6 +160,13 @@ class _Walk:
         self._skip(size)
         data = os.pread(self._descriptor, size, place)
         return data
+
+
+def _octal(digits: bytes) -> int:
+    try:
+        return int(digits, 8)
+    except ValueError:
+        return -1
 
 
 def _pax_records(data: bytes) -> dict[str, str]:

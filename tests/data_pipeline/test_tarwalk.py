@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.tarwalk import TarError, TarFile, walk_tar
+from data_pipeline.tarwalk import TarError, TarFile, is_header_of, walk_tar
 from tests.data_pipeline.tars import BLOCK, forge_header, member, tar_of
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -202,3 +202,25 @@ def test_lying_headers_are_refused_or_stay_inside(tmp_path: Path, data: st.DataO
     tar = forge_header(GOOD, start, value, block=data.draw(st.sampled_from([0, 2, 4, 8])))
     for file in walk_or_refuse(tmp_path / "x.tar", tar) or ():
         assert 0 < file.offset <= file.offset + file.size <= len(tar)
+
+
+@in_any_order
+@given(
+    files=st.lists(st.tuples(NAMES, st.binary(max_size=700)), min_size=1, max_size=4, unique_by=lambda file: file[0]),
+    kind=st.sampled_from(["gnu", "pax"]),
+)
+def test_the_block_before_a_file_is_its_header(tmp_path: Path, files: list[tuple[str, bytes]], kind: str) -> None:
+    tar = tar_of(files, FORMATS[kind])
+    for file in walk(tmp_path / "x.tar", tar):
+        header = tar[file.offset - BLOCK : file.offset]
+        assert is_header_of(header, file.name, file.size)
+        assert is_header_of(header, file.name.lower(), file.size)
+        assert not is_header_of(header, file.name, file.size + 1)
+        assert not is_header_of(header[:-1], file.name, file.size)
+        if file.name.isascii() and len(file.name) < 99:
+            assert not is_header_of(header, file.name + "x", file.size)
+
+
+@given(block=st.binary(min_size=BLOCK, max_size=BLOCK))
+def test_no_block_is_too_odd_to_be_compared(block: bytes) -> None:
+    assert is_header_of(block, "a.rgb.png", 5) in (True, False)
