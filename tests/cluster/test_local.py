@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cpu import usable_cores
-from cluster.local import run_ranks
+from cluster.local import LOST_STATUS, run_ranks
 from configs.errors import UserError
 
 PRINT_RANK = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'])"
@@ -32,6 +32,15 @@ def test_one_failure_stops_the_others_and_is_shown(tmp_path: Path, capfd: pytest
 def test_a_clear_error_wins_over_a_lost_peer(tmp_path: Path) -> None:
     program = "import os, sys, time; r = int(os.environ['RANK']); time.sleep(0.3 * r); sys.exit(1 + r)"
     assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == 2
+
+
+def test_a_fault_of_one_rank_wins_over_those_that_lost_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import os, sys, time; time.sleep(0.5 * int(os.environ['RANK']));"
+        f"sys.exit('a fault' if os.environ['RANK'] == '1' else {LOST_STATUS})"
+    )
+    assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == 1
+    assert "rank 1: a fault" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("killed", [0, 1])
@@ -82,6 +91,7 @@ def launch(rank_program: str, folder: Path) -> subprocess.Popen[str]:
     [
         (signal.SIGINT, "143", 130),
         (signal.SIGTERM, "143", 143),
+        (signal.SIGUSR2, "143", 140),
         (signal.SIGINT, "0", 130),  # it had just finished; what the launcher does next is stopped all the same
         (signal.SIGTERM, "2", 2),  # no space for the checkpoint, say
     ],
