@@ -18,6 +18,7 @@ class Part(StrEnum):
     SQUADS = "squads"
     COMM = "comm"
     PLAN = "plan"
+    DATA = "data"
 
 
 def bench(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.bench.comparison import DTYPES, Comparison, Row
+from trainer.bench.data_reading import ALLOWED_MILLISECONDS, by_codecs, by_pil
 from trainer.bench.plan_scale import PLANS
 
 
@@ -53,11 +54,21 @@ LIMITS = (
         Limit(comparison="placement ep 4", dtype=dtype, row="task-affine", quantity="moved", bound=0.60)
         for dtype in DTYPES
     ),
+    Limit(comparison="data, all tasks", dtype="fp32", row=by_pil("all tasks"), sign=">=", bound=6.0),
+    Limit(comparison="data, one task", dtype="fp32", row=by_pil("one task"), sign=">=", bound=15.0),
+    *(
+        Limit(comparison=f"data, {which}", dtype="fp32", row=by_codecs(which), sign=">=", bound=1.3)
+        for which in ALLOWED_MILLISECONDS
+    ),
     # The reference is what is allowed.
     *(
         Limit(comparison="plan", dtype="fp32", row=row, quantity=quantity, bound=1.0)
         for row in PLANS
         for quantity in _TIME_AND_MEMORY
+    ),
+    *(
+        Limit(comparison=f"data loader, {which}", dtype="fp32", row=f"2 workers, {which}", bound=1.0)
+        for which in ALLOWED_MILLISECONDS
     ),
 )
 

@@ -10,6 +10,7 @@ import torch
 from configs.atomic import write_text_atomically
 from trainer.bench.communication import compare_communication
 from trainer.bench.comparison import Comparison, Settings
+from trainer.bench.data_reading import compare_data
 from trainer.bench.expert_layers import compare_attention, compare_mlp
 from trainer.bench.limits import Verdict, judge
 from trainer.bench.machine import describe_machine
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[Settings, str], list[Comparison]]] = {
     "squads": compare_squads,
     "comm": compare_communication,
     "plan": compare_plan,
+    "data": compare_data,
 }
 """Name -> measures one part in one precision."""
 

@@ -63,7 +63,8 @@ def _time_cells(row: Row) -> list[str]:
         return ["", "", ""]
     ratio = row.timing.ratio
     spread = f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio.low < ratio.high else ""
-    return [f"{row.timing.milliseconds.median:.1f}", f"{ratio.median:.2f}", spread]
+    milliseconds = row.timing.milliseconds.median
+    return [f"{milliseconds:.{1 if milliseconds >= 10 else 2}f}", f"{ratio.median:.2f}", spread]
 
 
 def _byte_cells(count: int | None, reference: int | None) -> list[str]:
