@@ -215,6 +215,7 @@ class EvaluationLoader(_Loader):
         world: int,
         limit: int | None,
         workers: int,
+        tolerant: bool = False,
     ) -> None:
         """Prepare the batches.
 
@@ -226,8 +227,9 @@ class EvaluationLoader(_Loader):
             world: number of ranks.
             limit: only so many samples, from the start of the index; None: all.
             workers: processes that read ahead; 0: none.
+            tolerant: leave out damaged members; for statistics of training samples, never to evaluate.
         """
-        super().__init__(index, tasks, workers, None)
+        super().__init__(index, tasks, workers, None, tolerant=tolerant)
         self._batch_size = batch_size
         self._rank = rank
         self._world = world

@@ -30,14 +30,15 @@ Constants = Mapping[str, Mapping[MetricKind, Tensor]]
 
 
 def constant_predictor(
-    index: ShardIndex, tasks: Sequence[TaskSpec], size: int, limit: int | None = IMAGES
+    index: ShardIndex, tasks: Sequence[TaskSpec], size: int, limit: int | None = IMAGES, *, tolerant: bool = False
 ) -> Constants:
     """Return the best constants on the first `limit` images of `index`, at `size` x `size` pixels.
 
-    A task without any label there has no entry. No communication: every rank computes the same values.
+    A task without any label there has no entry. No communication: every rank computes the same values. A tolerant one
+    goes by what is whole, where a run may leave out damaged samples.
     """
     samples: dict[str, list[Tensor]] = defaultdict(list)
-    loader = EvaluationLoader(index, tasks, batch_size=8, rank=0, world=1, limit=limit, workers=0)
+    loader = EvaluationLoader(index, tasks, batch_size=8, rank=0, world=1, limit=limit, workers=0, tolerant=tolerant)
     try:
         for batch in loader:
             for name, target in prepare_batch(batch, tasks, size).targets.items():

@@ -29,7 +29,7 @@ from trainer.agreement import on_each
 from trainer.constant import Constants, constant_predictor
 from trainer.export import available_device, load_run_model
 from trainer.metrics import Metric, make_metric
-from trainer.run_files import EvaluationRecord, parse, read_latest_evaluation
+from trainer.run_files import EvaluationRecord, parse, read_latest_evaluation, read_text
 
 Forward = Callable[[Prepared], Mapping[str, Tensor]]
 """Prepared batch -> raw head outputs per task, in pair order, for at least the evaluated tasks."""
@@ -221,7 +221,8 @@ def evaluate_run(run_dir: Path, split: Literal["train", "val"] = "val") -> Evalu
     model, config, step = load_run_model(run_dir, device)
     train_index = ShardIndex.load(config.data.train, config.data)
     index = train_index if split == "train" else ShardIndex.load(config.data.val, config.data)
-    constants = constant_predictor(train_index, config.task_specs, config.data.image_size)
+    tolerant = config.data.max_bad_samples > 0
+    constants = constant_predictor(train_index, config.task_specs, config.data.image_size, tolerant=tolerant)
     ledger = RoutingLedger(model.expert_layers, [spec.name for spec in config.task_specs])
     evaluation = evaluate(
         model_forward(model, ledger),
@@ -235,4 +236,4 @@ def evaluate_run(run_dir: Path, split: Literal["train", "val"] = "val") -> Evalu
     if split == "val":
         write_ledger(run_dir, ledger, step=step)
     path = write_evaluation(run_dir, evaluation, step=step, split=split)
-    return parse(EvaluationRecord, path.read_text(encoding="utf-8"), str(path))
+    return parse(EvaluationRecord, read_text(path), str(path))

@@ -24,7 +24,7 @@ from configs.load import dump_config
 from configs.schema import RunConfig
 from model.extract import SquadModel, first_line
 from model.mod_squad import ModSquad
-from trainer.run_files import parse_json, read_config
+from trainer.run_files import parse_json, read_config, read_text
 from trainer.squad_summary import SquadSummary
 
 MODEL_FORMAT = "modsquad.model.1"
@@ -143,7 +143,7 @@ def read_squad_json(folder: Path) -> dict[str, Any]:
     path = folder / SQUAD_FILE
     if not path.is_file():
         raise UserError(f"{folder} holds no squad: {SQUAD_FILE} is absent (`modsquad extract` writes one)")
-    values = parse_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    values = parse_json(read_text(path), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path} does not describe a squad: extract again")
     if values.get("format") != SQUAD_FORMAT:

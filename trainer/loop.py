@@ -188,7 +188,12 @@ class Trainer:
         if self._constants is None:
             self._constants = on_each(
                 parts.engine.world_group,
-                lambda: constant_predictor(parts.train_index, parts.tasks, config.data.image_size),
+                lambda: constant_predictor(
+                    parts.train_index,
+                    parts.tasks,
+                    config.data.image_size,
+                    tolerant=config.data.max_bad_samples > 0,
+                ),
             )
         ledger = RoutingLedger(self.state.ledger.layers, self.state.ledger.tasks)
         forward = model_forward(parts.model, ledger)

@@ -136,7 +136,7 @@ def read_steps(run_dir: Path) -> list[StepRecord]:
     path = run_dir / "metrics.jsonl"
     if not path.is_file():
         return []
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    complete = read_text(path).rpartition("\n")[0]
     records = []
     for number, line in enumerate(complete.splitlines(), start=1):
         records.append(parse(StepRecord, line, f"{path}, line {number}"))
@@ -150,7 +150,7 @@ def read_latest_evaluation(run_dir: Path, split: str = "val") -> EvaluationRecor
         UserError: the file does not parse.
     """
     files = sorted((run_dir / "evaluation").glob(f"step_*_{split}.json"))
-    return parse(EvaluationRecord, files[-1].read_text(encoding="utf-8"), str(files[-1])) if files else None
+    return parse(EvaluationRecord, read_text(files[-1]), str(files[-1])) if files else None
 
 
 def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
@@ -163,9 +163,13 @@ def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
     if path is None:
         return None
     try:
-        ledger = RoutingLedger.from_json(parse_json(path.read_text(encoding="utf-8"), str(path)))
+        ledger = RoutingLedger.from_json(parse_json(read_text(path), str(path)))
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing; evaluate the run again") from None
+    except UserError:
+        raise
+    except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged; evaluate the run again") from None
     return int(path.stem.removeprefix("step_")), ledger
 
 
@@ -176,7 +180,7 @@ def read_latest_conflict(run_dir: Path) -> ConflictRecord | None:
         UserError: the file does not parse.
     """
     path = max((run_dir / "conflict").glob("step_*.json"), default=None)
-    return parse(ConflictRecord, path.read_text(encoding="utf-8"), str(path)) if path else None
+    return parse(ConflictRecord, read_text(path), str(path)) if path else None
 
 
 def parse(kind: type[RecordT], text: str, where: str) -> RecordT:
@@ -188,6 +192,20 @@ def parse(kind: type[RecordT], text: str, where: str) -> RecordT:
     return kind.from_values(parse_json(text, where), where)
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (byte {error.start} is not UTF-8): restore it, or make it again") from None
+
+
 def parse_json(text: str, where: str) -> Any:
     """Return the value of a JSON text.
 
@@ -196,5 +214,6 @@ def parse_json(text: str, where: str) -> Any:
     """
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg}); was it edited or cut short?") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number or a nesting beyond all bounds"
+        raise UserError(f"{where}: not valid JSON ({reason}); was it edited or cut short?") from None

@@ -18,7 +18,7 @@ from model.extract import select_experts
 from model.layer_routing import ExpertLayerInfo
 from model.routing_stats import RoutingLedger
 from trainer.export import CURVE_FILE
-from trainer.run_files import Record, parse_json
+from trainer.run_files import Record, parse_json, read_text
 from trainer.squad_summary import SquadSummary
 
 CURVE_FORMAT = "modsquad.curve.1"
@@ -91,7 +91,7 @@ def read_curve(folder: Path) -> SquadCurve | None:
     path = folder / CURVE_FILE
     if not path.is_file():
         return None
-    values = parse_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    values = parse_json(read_text(path), str(path))
     if not isinstance(values, dict) or values.get("format") != CURVE_FORMAT:
         raise UserError(f"{path} holds no curve that this program reads ({CURVE_FORMAT}): extract with --curve again")
     return SquadCurve.from_values(values, str(path))
