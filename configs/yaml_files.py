@@ -22,9 +22,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+        problem = getattr(error, "problem", str(error).partition("\n")[0])
+        raise UserError(f"{path}: not valid YAML{where}: {problem}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: not valid YAML: a number or a nesting beyond all bounds") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if values is None:

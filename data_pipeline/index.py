@@ -77,7 +77,7 @@ class ShardIndex:
         where = storage.where(INDEX_FILE)
         try:
             table = open_table(path)
-        except (ValueError, OverflowError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{where} is not an index that this version reads ({_describe(error)}): restore it, or delete it and "
                 f"make it again by packing, or by `modsquad data index {storage.place}` for shards of another program"

@@ -148,15 +148,19 @@ class _Job:
         return self.out / f"shard-{shard:06d}.tar"
 
     def note(self, shard: int) -> _Note | None:
-        """What an earlier call noted about a shard; None if it is yet to be written."""
+        """What an earlier call noted about a shard; None if it is yet to be written, or to be written again."""
         path = _note_path(self.path(shard))
         if not path.is_file():
             return None
-        stored = json.loads(path.read_bytes())
-        entry = stored["entry"] and ShardEntry.model_validate(stored["entry"])
+        try:
+            stored = json.loads(path.read_bytes())
+            entry = stored["entry"] and ShardEntry.model_validate(stored["entry"])
+            problems = [Problem(**problem) for problem in stored["problems"]]
+        except (ValueError, TypeError, KeyError, RecursionError):  # Damaged since; what it told of is made anew.
+            return None
         if entry and not (self.path(shard).is_file() and self.path(shard).stat().st_size == entry.file_bytes):
             return None
-        return _Note(entry, [Problem(**problem) for problem in stored["problems"]])
+        return _Note(entry, problems)
 
     def __call__(self, item: int, on_step: Callable[[], None]) -> None:
         """Write shard `item`, then the note that it is finished; one step per sample."""

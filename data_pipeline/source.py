@@ -81,7 +81,7 @@ def read_problems(folder: Path) -> tuple[Problem, ...]:
         return ()
     try:
         return tuple(Problem(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged: restore it, or delete {folder} and pack the data again") from None
 
 
@@ -96,5 +96,5 @@ def read_facts(folder: Path) -> tuple[str, ...]:
         return ()
     try:
         return tuple(str(fact) for fact in json.loads(path.read_text(encoding="utf-8")).get("facts", ()))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged: restore it, or delete {folder} and pack the data again") from None

@@ -8,8 +8,9 @@ import hashlib
 import os
 from operator import add
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from configs.errors import UserError
 from data_pipeline.codecs import image_shape
@@ -53,7 +54,7 @@ class ShardEntry(BaseModel):
 
     file: str
     file_bytes: int
-    sha256: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     side: PositiveInt
     keys: tuple[str, ...]
     members: dict[str, Members]

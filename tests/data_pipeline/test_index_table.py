@@ -84,7 +84,7 @@ def test_a_table_says_what_the_entries_say(entries: list[ShardEntry]) -> None:
 
 def test_keys_are_a_sequence() -> None:
     entry = ShardEntry(
-        file="a.tar", file_bytes=9, sha256="", side=8, keys=("a", "\udcff", "b/c"),
+        file="a.tar", file_bytes=9, sha256="0" * 64, side=8, keys=("a", "\udcff", "b/c"),
         members={"rgb.png": Members(offset=(0, 1, 2), size=(1, 1, 1))},
     )  # fmt: skip
     keys = table_of([entry]).keys
