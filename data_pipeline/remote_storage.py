@@ -4,9 +4,6 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fcntl import LOCK_EX, flock
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +11,7 @@ from configs.atomic import atomic_path, cannot_write, write_text_atomically
 from configs.errors import UserError
 from data_pipeline.fetching import Absent, FetchCounters, Fetcher
 from data_pipeline.index_file import INDEX_FILE
+from data_pipeline.node_files import locked
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import ShardFile, Storage
 from data_pipeline.transport import join_url, shown_url
@@ -56,7 +54,8 @@ class RemoteStorage(Storage):
         path = self._small_files / name
         version = path.with_name(f"{name}.version")
         try:
-            with _one_at_a_time(path.with_name(f"{name}.lock")):
+            self._small_files.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with locked(path.with_name(f"{name}.lock")):
                 known = version.read_text(encoding="utf-8") if path.exists() and version.exists() else ""
                 try:
                     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -119,15 +118,3 @@ class RemoteStorage(Storage):
 
 class _UpToDate(Exception):
     pass
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process of this node in at a time."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        flock(descriptor, LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

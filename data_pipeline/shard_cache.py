@@ -8,13 +8,14 @@ process's, and is removed by the next one that needs room.
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 
 from configs.atomic import cannot_write
 from configs.errors import UserError
+from data_pipeline.node_files import locked
 from data_pipeline.storage import ShardFile
 
 _SHARD = ".tar"
@@ -149,7 +150,7 @@ class ShardCache:
         """Remove shards that nobody holds, those not used for longest first, and claim `size` bytes for `partial`."""
         if size > limit:
             raise Full
-        with self._bookkeeping():
+        with locked(self.folder / "lock"):
             files = self._list_files()
             excess = sum(facts.st_size for _, facts in files) + size - limit
             for path, facts in files:
@@ -170,16 +171,6 @@ class ShardCache:
                 with suppress(FileNotFoundError):
                     found.append((path, path.stat()))
         return sorted(found, key=lambda entry: entry[1].st_mtime_ns)
-
-    @contextmanager
-    def _bookkeeping(self) -> Iterator[None]:
-        """One process at a time, for moments only."""
-        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            flock(descriptor, LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
     def _describe_full(self, shard: ShardFile) -> str:
         limit, needed = self.limit_bytes / 2**30, shard.file_bytes / 2**30
