@@ -99,6 +99,8 @@ class OncePlan(Plan):
     def slots(self, position: int, count: int) -> list[Slot]:
         """Return the slots at positions [position, position + count) of the stream."""
         found: list[Slot] = []
+        for passed in [number for number in self._epochs if number < position // self.samples_per_epoch]:
+            self._epochs.pop(passed).close()
         while len(found) < count:
             number, first = divmod(position + len(found), self.samples_per_epoch)
             rows = slice(first, first + count - len(found))
@@ -141,7 +143,7 @@ class OncePlan(Plan):
 
     def _epoch(self, number: int) -> NDArray[Any]:
         if number not in self._epochs:
-            # A batch spans two epochs at most times; older ones are not needed again.
+            # A batch, or what looks ahead of it, spans two epochs at most times.
             for known in [known for known in self._epochs if known != number - 1]:
                 self._epochs.pop(known).close()
             self._epochs[number] = shared_array(

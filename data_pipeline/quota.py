@@ -80,22 +80,35 @@ class QuotaPlan(Plan):
 
     def slots(self, position: int, count: int) -> list[Slot]:
         """Return the slots at positions [position, position + count) of the stream."""
-        periods, places = np.divmod(position + np.arange(count), self._pattern.period)
-        tasks = self._pattern.tasks[places, 0]
-        turns = periods * self._pattern.load[tasks] + self._pattern.unit[places, 0]
-        numbers, within = np.divmod(turns, self._totals[tasks])
-        return [self._slot(*turn) for turn in zip(tasks.tolist(), numbers.tolist(), within.tolist(), strict=True)]
+        tasks, passes, samples = self._turns(position, count)
+        turns = zip(samples.tolist(), tasks.tolist(), passes.tolist(), strict=True)
+        return [Slot(sample, (task,), number) for sample, task, number in turns]
 
     def samples(self, position: int, count: int) -> Ints:
         """Return the (count,) samples of these slots."""
-        return np.array([slot.sample for slot in self.slots(position, count)], np.int64)
+        return self._turns(position, count)[2]
 
-    def _slot(self, task: int, number: int, place: int) -> Slot:
-        """Return what comes at one place of a task's pass."""
+    def _turns(self, position: int, count: int) -> tuple[Ints, Ints, Ints]:
+        """Return (count,) tasks, passes of these tasks, and samples."""
+        periods, places = np.divmod(position + np.arange(count), self._pattern.period)
+        tasks = self._pattern.tasks[places, 0]
+        units = periods * self._pattern.load[tasks] + self._pattern.unit[places, 0]
+        passes, within = np.divmod(units, self._totals[tasks])
+        samples = np.empty(count, np.int64)
+        for task in np.unique(tasks).tolist():
+            mine = np.flatnonzero(tasks == task)  # one unit of the task after the other
+            while len(mine):
+                part = self._part(task, int(passes[mine[0]]), int(within[mine[0]]))
+                here = mine[: part.behind - int(within[mine[0]])]
+                samples[here] = part.samples[within[here] - part.behind]  # counted from the end
+                mine = mine[len(here) :]
+        return tasks, passes, samples
+
+    def _part(self, task: int, number: int, place: int) -> "_Part":
+        """Return the part of a task's pass that a place of it lies in."""
         walk = self._pass(task, number)
         block = int(np.searchsorted(walk.ends, place, side="right"))
-        samples = self._block(task, number, block)
-        return Slot(int(samples[place - int(walk.ends[block])]), (task,), number)  # counted from the block's end
+        return _Part(int(walk.ends[block]), self._block(task, number, block))
 
     def _make_pass(self, task: int, number: int) -> "_Pass":
         shards = generator("pass", self._seed, number).permutation(len(self._bounds) - 1)
@@ -120,6 +133,14 @@ class _Pass:
 
     shards: Ints
     ends: Ints
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The `samples` of a block, in order; `behind`: the place in the pass behind the last of them."""
+
+    behind: int
+    samples: Ints
 
 
 def _count_by_shard(labels: LabelTable, bounds: Ints) -> tuple[Ints, int]:

@@ -174,8 +174,10 @@ def test_processes_share_a_large_epoch(tmp_path: Path, monkeypatch: pytest.Monke
     assert plan.slots(30, 40) == other.slots(30, 40) == expected
     assert len(list(tmp_path.rglob("*.npy"))) == 2, "of both plans, two epochs"
     assert [make_plan(available, m, seed=seed).slots(0, 50) for m, seed in ((1, 0), (2, 1))] == others
-    assert plan.slots(90, 1) == make_plan(available, 2).slots(90, 1)
+    assert plan.samples(90, 1).tolist() == [slot.sample for slot in make_plan(available, 2).slots(90, 1)]
     other.close()
-    assert sorted(path.stem[-2:] for path in tmp_path.rglob("*.npy")) == ["-1", "-2"], "epoch 0 is no longer needed"
+    assert sorted(path.stem[-2:] for path in tmp_path.rglob("*.npy")) == ["-1", "-2"], "one is looked at ahead"
+    assert plan.slots(90, 1)[0].epoch == 2
+    assert [path.stem[-2:] for path in tmp_path.rglob("*.npy")] == ["-2"], "epochs behind are no longer needed"
     plan.close()
     assert not list(tmp_path.rglob("*.npy"))
