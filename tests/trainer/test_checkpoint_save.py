@@ -1,8 +1,9 @@
 """Which checkpoints stay, and saves in the background."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from configs.errors import UserError
 from configs.schema import CheckpointConfig
 from tests.trainer.worlds import Case, engine_on, launched, whole_state, world_of_one
+from trainer import checkpoint_save
 from trainer.checkpoint import load_latest
 from trainer.checkpoint_save import CheckpointSaver, save
 from trainer.engine import Engine
@@ -75,6 +77,14 @@ def test_a_run_that_fell_back_abandons_what_is_newer_and_keeps_what_it_came_from
     assert kept(tmp_path) == [4, 9]
 
 
+def test_what_is_newer_than_latest_is_no_part_of_the_run(engine: Engine, tmp_path: Path) -> None:
+    """As a kill between the renames of a checkpoint and of `latest` leaves it, or a user who moves `latest` back."""
+    save_steps(tmp_path, engine, [4, 8], keep_last=3)
+    (tmp_path / "checkpoints/latest").write_text("step_00000004\n")
+    save_steps(tmp_path, engine, [9], keep_last=3)
+    assert kept(tmp_path) == [4, 9]
+
+
 def test_a_pointer_that_was_lost_costs_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
     save_steps(tmp_path, engine, [1, 2], keep_last=3)
     for pointer in ("nonsense", "step_00000099"):
@@ -134,12 +144,26 @@ def test_without_async_save_a_checkpoint_is_complete_at_once(engine: Engine, tmp
         saver.save(4, {})
 
 
-def test_a_saved_state_is_that_of_the_engine(engine: Engine, tmp_path: Path) -> None:
-    saver = CheckpointSaver(tmp_path, engine, CheckpointConfig())
-    before = whole_state(engine)
-    saver.save(1, {})
-    engine.load_logical_state({name: value + 1 for name, value in engine.logical_state().items()})
-    saver.wait()
-    assert load_latest(tmp_path, engine) is not None
-    after = whole_state(engine)
+@pytest.mark.parametrize("stage", [0, 1])
+def test_training_on_does_not_reach_what_is_being_saved(stage: int, tmp_path: Path) -> None:
+    trained = threading.Event()
+
+    def begin(*args: Any, real: Callable[..., None] = checkpoint_save._begin) -> None:
+        trained.wait(60)
+        real(*args)
+
+    with world_of_one(), mock.patch("trainer.checkpoint_save._begin", begin):
+        engine = engine_on(0, 1, Case(1, stage))
+        saver = CheckpointSaver(tmp_path, engine, CheckpointConfig())
+        before, seen = whole_state(engine), torch.zeros(3)
+        saver.save(1, {"seen": seen})
+        engine.load_logical_state({name: value + 1 for name, value in engine.logical_state().items()})
+        seen += 1
+        trained.set()
+        saver.wait()
+        restored = load_latest(tmp_path, engine)
+        after = whole_state(engine)
+        engine.close()
+    assert restored is not None
+    assert restored.state["seen"].equal(torch.zeros(3))
     assert all(torch.equal(after[name], value) for name, value in before.items())
