@@ -44,8 +44,8 @@ def a_batch(*, shared: bool = False, images: int = 2) -> Batch:
         },
         shared=shared,
     )
-    for value, tensor in enumerate(pixels.values()):
-        filled(tensor, value + 3)
+    for tensor in pixels.values():
+        tensor.copy_(torch.arange(tensor.numel()).view(tensor.shape).to(tensor.dtype))
     return Batch(
         images=pixels["images"],
         mask_valid=pixels["mask"],
