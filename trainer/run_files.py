@@ -162,12 +162,13 @@ def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
     path = max((run_dir / "routing").glob("step_*.json"), default=None)
     if path is None:
         return None
+    values = parse_json(read_text(path), str(path))
     try:
-        ledger = RoutingLedger.from_json(parse_json(read_text(path), str(path)))
+        ledger = RoutingLedger.from_json(values)
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing; evaluate the run again") from None
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; evaluate the run again") from None
     return int(path.stem.removeprefix("step_")), ledger
