@@ -1,10 +1,11 @@
 """The plan and the index at the size of all of Taskonomy: 4.6 million samples in 4,600 shards, 13 tasks.
 
 Every figure comes from a process of its own. Time is CPU time of that process. Memory is what stays: what the process
-has allocated, and for a plan the file of its epoch besides, which all processes of a node share. Nothing of it depends
-on a precision, so it is measured with fp32 only.
+holds allocated, and for a plan the files of two epochs besides, as in a batch that spans both; all processes of a node
+share them. Nothing of it depends on a precision, so it is measured with fp32 only.
 """
 
+import ctypes
 import json
 import os
 import pickle
@@ -96,7 +97,11 @@ def _compare_plans(size: _Size, measure: Callable[..., Any]) -> Comparison:
         found = measure(_measure_plan, size, case)
         rows.append(_row(name, found, ALLOWED_SECONDS))
     return Comparison(
-        name="plan", title=f"one epoch's plan of {_words(size)}", dtype="fp32", reference=allowed, rows=tuple(rows)
+        name="plan",
+        title=f"the plan of {_words(size)}: its first epoch, and memory across two",
+        dtype="fp32",
+        reference=allowed,
+        rows=tuple(rows),
     )
 
 
@@ -158,7 +163,7 @@ def _one_process_each(threads: int) -> Iterator[Callable[..., Any]]:
 
 
 def _measure_plan(size: _Size, case: _Case) -> _Measured:
-    """Make a plan up to its first batch."""
+    """Make a plan up to its first batch; its memory is that of a batch that spans two epochs."""
     shard_of = np.repeat(np.arange(size.shards, dtype=np.int32), size.samples_per_shard)
     stored = np.zeros(size.samples, code_dtype(len(TASKS)))
     rng = np.random.default_rng(0)
@@ -180,6 +185,7 @@ def _measure_plan(size: _Size, case: _Case) -> _Measured:
         return plan
 
     measured, plan = _measure(make)
+    plan.slots(size.samples - BATCH // 2, BATCH)  # every sample has a label
     return _Measured(measured.seconds, measured.held_bytes + plan.shared_bytes, measured.peak_bytes)
 
 
@@ -225,12 +231,18 @@ def _measure_copy(index: Path) -> _Measured:
 
 
 def _measure(make: Callable[[], Any]) -> tuple[_Measured, Any]:
-    """Return the cost of `make`, and what it made, which is alive while the memory is read."""
+    """Return the cost of `make`, and what it made, which is alive while the memory is read.
+
+    Memory that was freed, but that glibc keeps for later, does not stay.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
+    trim(0)
     own, resident = _memory("Anonymous"), _memory("Rss")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins here
     begin = time.process_time()
     made = make()
     seconds = time.process_time() - begin
+    trim(0)
     peak = _kilobytes(Path("/proc/self/status"), "VmHWM") * 1024
     return _Measured(seconds, max(0, _memory("Anonymous") - own), max(0, peak - resident)), made
 
