@@ -208,10 +208,19 @@ class ShardIndex:
         """Compare every shard with its checksum.
 
         Raises:
-            UserError: names the first shard whose bytes changed or cannot be read.
+            UserError: says what is wrong with the first shard whose bytes changed or cannot be read, and names the
+                others.
         """
+        faults: dict[str, UserError] = {}
         for shard in self.shards:
-            self.storage.verify(shard)
+            try:
+                self.storage.verify(shard)
+            except UserError as error:
+                faults[shard.name] = error
+        if faults:
+            first, *others = faults
+            more = f"; so it is with {len(others)} more: {', '.join(others)}" if others else ""
+            raise UserError(f"{faults[first]}{more}")
 
     def close(self) -> None:
         """Close the files that reads opened; a later read opens them again."""

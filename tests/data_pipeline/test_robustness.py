@@ -234,3 +234,14 @@ def test_a_damaged_index_is_an_error_or_the_same_samples(tmp_path: Path, folder:
     assert len(damaged) == len(keys)
     same = [row[:2] for row in found] == [row[:2] for row in expected]
     assert same or len(damaged.tasks) != 3 or list(damaged.keys) != keys
+
+
+def test_the_check_names_all_damaged_shards(folder: Path) -> None:
+    names = ("a", "b", "c")
+    write_index(folder, [write_shard(folder / f"{name}.tar", range(2), name) for name in names])
+    for name in ("a", "c"):
+        data = bytearray((folder / f"{name}.tar").read_bytes())
+        data[700] ^= 1
+        (folder / f"{name}.tar").write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.tar does not match its checksum.*; so it is with 1 more: c\.tar$"):
+        check_shards(folder)
