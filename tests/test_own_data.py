@@ -1,0 +1,77 @@
+"""The page about own data: its files are written and its commands run, in the order in which they stand there."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.tasks import TASKS
+from data_pipeline.folder_spec import FolderSpec, SplitRule
+from data_pipeline.index import ShardIndex
+from tests.own_house import FRAMES, SCENES, write_house
+
+PAGE = (Path(__file__).parent.parent / "docs" / "own_data.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything on the page was done."""
+    folder = tmp_path_factory.mktemp("page")
+    write_house(folder / "house")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for language, block in re.findall(r"```(yaml|sh)\n(.*?)```", PAGE, flags=re.DOTALL):
+        if language == "yaml":
+            (folder / block.splitlines()[0].removeprefix("# ")).write_text(block, encoding="utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL):
+        for command in block.splitlines():
+            done = subprocess.run(
+                shlex.split(command),
+                cwd=folder,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=200,
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return folder
+
+
+def test_the_parts_hold_all_frames_and_share_no_scene(folder: Path) -> None:
+    keys = [ShardIndex.load(folder / "shards" / part).keys for part in ("train", "val")]
+    assert len(keys[0]) + len(keys[1]) == len(SCENES) * FRAMES
+    scenes = [{key.split("/")[0] for key in part} for part in keys]
+    assert scenes[0].isdisjoint(scenes[1])
+
+
+def test_labels_are_what_the_page_says(folder: Path) -> None:
+    train, val, table = (ShardIndex.load(folder / "shards" / part) for part in ("train", "val", "table"))
+    assert [index.suffix(0, "rgb") for index in (train, val, table)] == ["png", "jpg", "webp"]
+    number = train.keys.index(next(key for key in train.keys if key.endswith("/00") and key[0] != SCENES[-1]))
+    classes = train.label(number, TASKS["semseg"])
+    assert set(np.unique(classes)) <= {0, 5, 9, 255}
+    assert (classes == 255).any()
+    assert {task for task in ("depth_zbuffer", "normal", "semseg", "edges") if train.has(number, task)} == set(
+        train.tasks
+    )
+    scene = table.label(table.keys.index("b/00"), TASKS["class_scene"])
+    assert scene.argmax() == 1
+    assert table.suffix(0, "depth_zbuffer") == "plz"
+
+
+def test_it_was_trained(folder: Path) -> None:
+    lines = (folder / "runs" / "house" / "metrics.jsonl").read_text().splitlines()
+    assert any("loss" in json.loads(line) for line in lines)
+
+
+def test_the_page_names_every_key_and_task() -> None:
+    named = set(re.findall(r"`([a-z_0-9]+)[`:]", PAGE))
+    tasks = {task for task in TASKS if not task.startswith(("edge_", "keypoints"))}
+    assert tasks <= named
+    assert (set(FolderSpec.model_fields) | set(SplitRule.model_fields)) <= named
