@@ -5,7 +5,8 @@ import pytest
 
 from trainer.bench.comparison import Comparison, Settings
 from trainer.bench.limits import judge
-from trainer.bench.plan_scale import PLANS, TASKS, _measure, compare_plan
+from trainer.bench.plan_cost import TASKS, measure
+from trainer.bench.plan_scale import PLANS, compare_plan
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,10 @@ def test_memory_that_stays_is_told_from_memory_that_was_needed() -> None:
         large = np.ones(30 << 20, np.uint8)
         return large[: 10 << 20].copy()
 
-    measured, made = _measure(make)
+    cost, made = measure(make)
     assert len(made) == 10 << 20
-    assert 8 << 20 < measured.held_bytes < 14 << 20
-    assert 35 << 20 < measured.peak_bytes < 50 << 20
+    assert 8 << 20 < cost.held_bytes < 14 << 20
+    assert 35 << 20 < cost.peak_bytes < 50 << 20
 
 
 def test_precision_changes_nothing() -> None:
