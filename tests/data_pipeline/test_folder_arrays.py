@@ -53,6 +53,15 @@ def test_values_are_as_stored(tmp_path: Path, name: str, dtype: type) -> None:
     np.testing.assert_array_equal(found, array)
 
 
+def test_files_of_the_other_byte_order_are_turned(tmp_path: Path) -> None:
+    codes = np.array([[1, 2, 65535]], np.uint16)
+    Image.frombytes("I;16B", (3, 1), codes.astype(">u2").tobytes()).save(tmp_path / "a.tif")
+    found = read(tmp_path / "a.tif")
+    assert found.dtype == np.uint16
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, codes)
+
+
 def test_palettes_are_read_as_indices_and_transparency_is_dropped(tmp_path: Path) -> None:
     ids = np.array([[0, 15], [255, 20]], np.uint8)
     np.testing.assert_array_equal(read(write_palette(tmp_path / "p.png", ids)), ids)
