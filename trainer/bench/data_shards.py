@@ -12,7 +12,7 @@ import webdataset
 
 from cluster.cpu import usable_cores
 from configs.tasks import get_task, resolve_tasks
-from data_pipeline.codecs import ImageCodec, LabelCodec, decode_image, decode_label, decode_member
+from data_pipeline.codecs import ImageCodec, ImageFormat, LabelCodec, decode_image, decode_label, decode_member
 from data_pipeline.rooms.generate import make_room
 from data_pipeline.sample import Sample
 from data_pipeline.shards import ShardWriter, write_index
@@ -30,7 +30,7 @@ def make_samples(count: int, side: int) -> list[Sample]:
 
 
 def write_shards(
-    folder: Path, samples: Sequence[Sample], *, shards: int, image_format: Any, label_codec: LabelCodec
+    folder: Path, samples: Sequence[Sample], *, shards: int, image_format: ImageFormat, label_codec: LabelCodec
 ) -> Path:
     """Write the samples into so many shards of equal size with their index, and return the folder."""
     folder.mkdir()
