@@ -287,7 +287,7 @@ class Trainer:
                 self.env,
                 traffic=parts.traffic,
                 routing=routing,
-                skipped=lambda: self._skips.on_rank,
+                skipped=lambda: dict(self._skips.on_rank),  # a copy, as another thread reads it
             )
             self._resources.callback(telemetry.close)
             return telemetry

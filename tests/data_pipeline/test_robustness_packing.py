@@ -17,7 +17,7 @@ from tests.data_pipeline.sources import FaultySource
 
 KILLED = 77
 # What changes the disk, or makes a change last.
-CALLS = ("os.replace", "os.rename", "os.unlink", "os.fsync", "os.mkdir")
+CALLS = ("replace", "rename", "unlink", "fsync", "mkdir")
 
 
 def pack_until(out: Path, fatal: int) -> int:
@@ -27,9 +27,8 @@ def pack_until(out: Path, fatal: int) -> int:
         status = 1
         try:
             calls = itertools.count()
-            with mock.patch.multiple(
-                "os", **{name.removeprefix("os."): dying(getattr(os, name[3:]), calls, fatal) for name in CALLS}
-            ):
+            replaced: dict[str, Any] = {name: dying(getattr(os, name), calls, fatal) for name in CALLS}
+            with mock.patch.multiple("os", **replaced):
                 pack(FaultySource(6), out, samples_per_shard=2)
             status = 0
         finally:
