@@ -56,6 +56,7 @@ def test_a_packer_killed_at_any_moment_goes_on(tmp_path: Path) -> None:
         statuses.append(pack_until(out, fatal))
         if (out / "index.json").exists():
             ShardIndex.load(out)  # An index stands for a whole folder.
+            assert (out / "problems.jsonl").read_bytes() == expected["problems.jsonl"]
         elif out.exists():
             with pytest.raises(UserError):
                 ShardIndex.load(out)
