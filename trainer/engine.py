@@ -91,7 +91,8 @@ def close_distributed() -> None:
     """
     _registered.clear()
     if dist.is_initialized():
-        deepspeed.comm.destroy_process_group()
+        # DeepSpeed knows nothing yet of ranks that have met and agreed to end before anything was built.
+        (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
     leave_meeting()
     gc.collect()  # the threads end with the last reference to their group, and engines refer to themselves
 
