@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
+from configs.zero_stage import ZeroStage
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -307,7 +308,7 @@ class ParallelConfig(Section):
 
     ep_size: Positive = 1
     """Ranks over which every expert layer is sharded; must divide the world and the number of experts."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: ZeroStage = 1
     """DeepSpeed ZeRO stage. Stage 3 does not take expert layers; `ep_size` shards them, stages 1 and 2 the moments."""
     expert_placement: Literal["in_order", "task_affine"] = "in_order"
     """in_order: experts lie on the ranks in order, tasks are dealt alike; task_affine: at start and at checkpoints,
