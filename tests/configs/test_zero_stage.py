@@ -15,5 +15,5 @@ def test_stage_3_is_refused_with_what_to_choose() -> None:
 
 
 def test_other_numbers_are_refused_too() -> None:
-    with pytest.raises(UserError, match="parallel.zero_stage: Input should be 0, 1 or 2"):
+    with pytest.raises(UserError, match=r"parallel\.zero_stage: Input should be 0, 1 or 2"):
         load_config("quickstart", ["parallel.zero_stage=4"])
