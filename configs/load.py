@@ -1,4 +1,4 @@
-"""YAML files and dotted overrides -> `RunConfig`, with errors that name the nearest valid key and the file."""
+"""YAML files, layers and dotted overrides -> `RunConfig`, with errors that name the nearest valid key and the file."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -14,6 +14,7 @@ from configs.yaml_files import explain, first_error, read_mapping
 
 RECIPES = Path(__file__).parent
 EXTENDS = "extends"
+LAYER_SUFFIXES = (".yaml", ".yml")
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -24,7 +25,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         source: a YAML file, or the name of a shipped recipe ("quickstart").
-        overrides: "key.sub=value"; the value is YAML, so numbers, lists, null and true work. Applied in order.
+        overrides: "key.sub=value"; the value is YAML, so numbers, lists, null and true work. Or a layer: the path of a
+            YAML file (.yaml, .yml) with some of the keys, merged like a file that extends. Applied in order.
 
     Raises:
         UserError: no such file, bad YAML, files that extend each other, an unknown key, a value that does not fit. One
@@ -34,9 +36,14 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     values = _read_extended(path)
     origin: dict[str, str] = {}
     for override in overrides:
+        if override.endswith(LAYER_SUFFIXES) and "=" not in override:
+            layer = _read_extended(Path(override))
+            values = _merged(values, layer)
+            origin.update(dict.fromkeys(_flatten(layer), override))
+            continue
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise UserError(f"override '{override}' is not of the form key.sub=value")
+            raise UserError(f"override '{override}' is neither of the form key.sub=value nor a .yaml file")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:

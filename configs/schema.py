@@ -310,6 +310,10 @@ class ParallelConfig(Section):
     """Ranks over which every expert layer is sharded; must divide the world and the number of experts."""
     zero_stage: ZeroStage = 1
     """DeepSpeed ZeRO stage. Stage 3 does not take expert layers; `ep_size` shards them, stages 1 and 2 the moments."""
+    bucket_elements: Positive = 50_000_000
+    """Gradients that ZeRO reduces at a time, and weights that it gathers; they take 8 bytes of memory each."""
+    overlap_communication: bool = False
+    """Reduce gradients on the GPU while backward goes on (ZeRO 1 and 2)."""
     expert_placement: Literal["in_order", "task_affine"] = "in_order"
     """in_order: experts lie on the ranks in order, tasks are dealt alike; task_affine: at start and at checkpoints,
     experts and pairs move to where few tokens leave their rank. Losses are the same."""

@@ -35,8 +35,6 @@ import deepspeed.ops
 from deepspeed.moe.layer import MoE
 from deepspeed.utils import groups as deepspeed_groups
 
-_BUCKET_ELEMENTS = 50_000_000  # DeepSpeed's default of 5e8 reserves 2 GB before the first gradient
-
 _registered: dict[int, ProcessGroups] = {}  # by ep_size, as long as the process group lives
 
 
@@ -119,7 +117,7 @@ class Engine:
 
         Args:
             module: the same on all ranks, but for parameters with `is_expert`: shards of `layout`'s expert groups.
-            config: reads `optim`, `train.dtype` and `parallel.zero_stage`.
+            config: reads `optim`, `train.dtype` and `parallel`.
             layout: ranks and expert groups.
             accumulation: micro-batches per step.
             micro_batch: images per rank and micro-batch.
@@ -326,7 +324,7 @@ def _adamw(module: nn.Module, config: RunConfig, ep_size: int) -> torch.optim.Ad
 
 
 def _deepspeed_config(config: RunConfig, accumulation: int, micro_batch: int, elements: int) -> dict[str, Any]:
-    stage, bucket = config.parallel.zero_stage, min(_BUCKET_ELEMENTS, elements + elements % 2)
+    stage, bucket = config.parallel.zero_stage, min(config.parallel.bucket_elements, elements + elements % 2)
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
@@ -337,7 +335,7 @@ def _deepspeed_config(config: RunConfig, accumulation: int, micro_batch: int, el
         "zero_optimization": {
             "stage": stage,
             "contiguous_gradients": True,  # without it stage 1 mixes gradients of different experts
-            "overlap_comm": False,
+            "overlap_comm": config.parallel.overlap_communication,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         },

@@ -19,8 +19,8 @@ LOAD = 1.25
 """Work of the most loaded rank's experts over an even share, for which memory is planned."""
 RESERVED_GIB = 2.0
 """Of every GPU: CUDA context, communication buffers, fragmentation."""
-BUCKET_BYTES = 2 * 50_000_000 * 4
-"""Gradient buckets of ZeRO (trainer.engine), where the model is as large."""
+BUCKET_BYTES = 2 * 4
+"""Of each element of `parallel.bucket_elements` in ZeRO: two buckets in fp32, at most as large as the model."""
 EFFICIENCY = 0.4
 """Share of a GPU's peak FLOP/s that training reaches."""
 GIB = 2**30
@@ -164,7 +164,7 @@ def memory_per_rank(config: RunConfig, layout: Layout, stage: int, micro_batch: 
         masters, gradients = (0.0, own * 4) if item == 4 else (own * 4, own * (item + 4))
         optimizer = masters + own * 8
     else:
-        gradients = (own if stage == 1 else parted) * item + min(BUCKET_BYTES, 2 * own * 4)
+        gradients = (own if stage == 1 else parted) * item + min(config.parallel.bucket_elements, own) * BUCKET_BYTES
         optimizer = parted * 12
     kept = activation_bytes(
         config.model,

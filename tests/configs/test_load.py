@@ -52,7 +52,7 @@ def test_dump_and_load_give_an_equal_configuration(
         ("optm: {lr: 1}", [], "recipe.yaml: unknown key 'optm', did you mean 'optim'?"),
         ("optim: {lrr: 1}", [], "recipe.yaml: unknown key 'optim.lrr', did you mean 'optim.lr'?"),
         ("", ["train.stepz=3"], "override 'train.stepz=3': unknown key 'train.stepz', did you mean 'train.steps'?"),
-        ("", ["train.steps"], "not of the form key.sub=value"),
+        ("", ["train.steps"], "neither of the form key.sub=value nor a .yaml file"),
         ("", ["train.steps=many"], "override 'train.steps=many': train.steps: "),
         ("tasks: [normal, dept_zbuffer]", [], "unknown task 'dept_zbuffer': did you mean 'depth_zbuffer'?"),
         ("tasks: [normal, normal]", [], "task 'normal' is given twice"),
@@ -109,6 +109,34 @@ def test_a_recipe_extends_another_key_by_key(tmp_path: Path) -> None:
     assert (config.model.width, config.model.depth, config.tasks) == (64, 2, ("normal",))
     (tmp_path / "shipped.yaml").write_text("extends: quickstart\nseed: 5")
     assert load_config(tmp_path / "shipped.yaml") == load_config("quickstart", ["seed=5"])
+
+
+def test_a_layer_is_merged_in_its_place_among_overrides(tmp_path: Path) -> None:
+    path, layer = recipe(tmp_path, "train: {steps: 70, images_per_step: 4}\n"), tmp_path / "layer.yaml"
+    layer.write_text("extends: below.yaml\ntrain: {images_per_step: 6}\nparallel: {zero_stage: 2}\n")
+    (tmp_path / "below.yaml").write_text("seed: 9\nparallel: {ep_size: 2}\n")
+    config = load_config(path, ["train.images_per_step=5", "train.micro_batch=3", str(layer), "parallel.zero_stage=0"])
+    assert (config.train.steps, config.train.images_per_step, config.train.micro_batch) == (70, 6, 3)
+    assert (config.parallel.zero_stage, config.parallel.ep_size, config.seed) == (0, 2, 9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (None, "layer.yaml cannot be read: No such file or directory"),
+        ("train: {stepz: 3}", "layer.yaml: unknown key 'train.stepz', did you mean 'train.steps'?"),
+        ("train: {steps: many}", "layer.yaml: train.steps: "),
+        ("- 1", "layer.yaml: holds a list, expected keys and values"),
+    ],
+)
+def test_mistakes_in_a_layer_name_its_file(tmp_path: Path, layer: str | None, message: str) -> None:
+    path = tmp_path / "layer.yaml"
+    if layer is not None:
+        path.write_text(layer)
+    with pytest.raises(UserError) as error:
+        load_config(recipe(tmp_path, ""), [str(path)])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
