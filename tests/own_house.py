@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.data_pipeline.real_photos import normals_of, photos
 
-SCENES = tuple("abcdefgh")
+SCENES = ("attic", "barn", "cellar", "den", "foyer", "garage", "kitchen", "loft")
 FRAMES = 2
 WHITE, RED, GREEN = (255, 255, 255), (255, 0, 0), (0, 255, 0)
 
