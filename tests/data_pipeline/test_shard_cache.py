@@ -221,12 +221,13 @@ def test_a_killed_process_leaves_no_lock_and_what_it_began_makes_room(tmp_path: 
         server.faults["0.tar"] = [stall(500)]
         child = start_child(server.url, tmp_path / "cache", SIZE, [shards[0]])
         deadline = time.monotonic() + 60
-        while not (folder.is_dir() and used(folder) == SIZE):
+        while not server.requests["0.tar"]:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert names(folder) == {f"{shards[0].sha256}.partial"}
+        assert used(folder) == SIZE
         # The other shard has room only once the partial file is gone.
         for one in (shards[1], shards[0]):
             after = start_child(server.url, tmp_path / "cache", SIZE, [one])
