@@ -38,7 +38,7 @@ def write_house(folder: Path) -> Path:
                 _save(folder / "objects" / f"{name}.png", colours)
                 path = folder / "normals" / f"{name}.npy"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, normals_of(photo.depth, photo.focal))
+                np.save(path, normals_of(photo.depth, photo.focal) * np.float32([1, -1, -1]))  # as graphics have it
     (folder / "scenes.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 

@@ -62,6 +62,8 @@ def test_labels_are_what_the_page_says(folder: Path) -> None:
     assert {task for task in ("depth_zbuffer", "normal", "semseg", "edges") if train.has(number, task)} == set(
         train.tasks
     )
+    towards_camera = train.label(number, TASKS["normal"])[..., 2][train.mask_valid(number)]
+    assert (towards_camera < 128).mean() > 0.9, "z is stored away from the camera"
     scene = table.label(table.keys.index("photos/barn/00"), TASKS["class_scene"])
     assert scene.argmax() == 1
     assert table.suffix(0, "depth_zbuffer") == "plz"
