@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from configs.errors import UserError
-from configs.schema import NonNegative, Positive, Section
+from configs.section import NonNegative, Positive, Section
 from configs.yaml_files import explain, read_mapping
 
 PROFILES = Path(__file__).parent / "slurm"

@@ -7,13 +7,13 @@ world is known, in `cluster.groups`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from configs.section import NonNegative, Positive, Section
 from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
+from configs.watching import MonitorConfig, TelemetryConfig
 from configs.zero_stage import ZeroStage
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
 Init = Literal["standard", "published"]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Weights = dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
@@ -51,12 +51,6 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
         "mlp_top_k": 4,
     },
 }
-
-
-class Section(BaseModel):
-    """Base of every part: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -345,17 +339,6 @@ class EvaluateConfig(Section):
     """Images per rank and forward pass."""
 
 
-class TelemetryConfig(Section):
-    """Prometheus metrics, served by every rank while it trains."""
-
-    port: Annotated[int, Field(ge=0, le=65535)] | None = 0
-    """Rank r of a node serves on port + r; 0: on any free port; None: nothing is served. RUN/targets/ says where."""
-    address: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets a Prometheus on another machine read the metrics, and everybody else."""
-    task_label: bool = True
-    """Count an expert's tokens per task; False: per expert only, which makes fewer series."""
-
-
 class RunConfig(Section):
     """Everything about one run."""
 
@@ -374,6 +357,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

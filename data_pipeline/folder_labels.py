@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from configs.errors import UserError
-from configs.schema import Section
+from configs.section import Section
 from configs.tasks import TaskSpec
 from data_pipeline.class_map import VOID, Key, check_numbers, has_colours, mapped, numbers_of, whole_numbers
 from data_pipeline.rooms.regions import boundaries

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from configs.errors import UserError
-from configs.schema import Section
+from configs.section import Section
 from configs.tasks import TASKS, TargetKind, get_task
 from configs.yaml_files import explain, read_mapping
 from data_pipeline.folder_labels import (

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import field_validator, model_validator
 
 from configs.errors import UserError
-from configs.schema import Section
+from configs.section import Section
 from configs.tasks import TaskSpec
 from data_pipeline.class_map import Key, check_ranges, numbers_of
 from data_pipeline.folder_labels import class_code

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from torch import Tensor
 
-from configs.schema import TelemetryConfig
+from configs.watching import TelemetryConfig
 from model.layer_routing import ExpertLayerInfo
 from model.routing_stats import RoutingLedger
 

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from cluster.env import RankEnv
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
-from configs.schema import TelemetryConfig
+from configs.watching import TelemetryConfig
 from model.dispatch import TrafficMeter
 from model.routing_stats import RoutingLedger
 from trainer.run_metrics import RunMetrics

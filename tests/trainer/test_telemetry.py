@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.env import RankEnv
 from configs.errors import UserError
-from configs.schema import TelemetryConfig
+from configs.watching import TelemetryConfig
 from model.dispatch import TrafficMeter
 from model.layer_routing import ExpertLayerInfo
 from model.routing_stats import RoutingLedger
