@@ -15,7 +15,7 @@ from tests.trainer.rank_processes import ends, lines_of, start_ranks
 from trainer.checkpoint import read_weights
 from trainer.checkpoint_files import read_state
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 LAYOUTS = [(4, 4, 1), (2, 2, 2), (1, 1, 0), (4, 4, 2)]  # ranks, ep_size, ZeRO stage; ten steps each
 STEPS = 10 * len(LAYOUTS)
