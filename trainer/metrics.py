@@ -12,7 +12,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from configs.tasks import MetricKind, TaskSpec
 from data_pipeline.targets import Target, depth_metres
@@ -102,9 +101,14 @@ def _angle_deg(prediction: Tensor, values: Tensor) -> Tensor:
 
     2 atan2(|u - v|, |u + v|) for unit u and v keeps small angles that arccos loses to rounding (Kahan).
     """
-    unit = functional.normalize(prediction, dim=1)
-    apart, along = ((unit + sign * values).norm(dim=1, keepdim=True) for sign in (-1, 1))
+    unit = prediction / _length(prediction).clamp_min(1e-12)
+    apart, along = (_length(unit + sign * values) for sign in (-1, 1))
     return torch.rad2deg(2 * torch.atan2(apart, along))
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Return the lengths (p, 1, H, W); on a CPU many times faster than `norm` over this dimension."""
+    return vectors.square().sum(dim=1, keepdim=True).sqrt()
 
 
 def _agreement(logits: Tensor, probabilities: Tensor) -> Tensor:
