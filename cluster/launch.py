@@ -20,7 +20,7 @@ from submitit.core.utils import FailedJobError
 
 from cluster.env import free_port
 from cluster.snapshot import snapshot_code
-from cluster.worker import RETRIED, TrainJob
+from cluster.worker import RETRIED, TRAIN_ENTRY, TrainJob
 from configs.atomic import cannot_write, write_text_atomically
 from configs.errors import UserError
 from configs.launch import LaunchConfig, minutes_of
@@ -57,10 +57,12 @@ class Run:
     Attributes:
         run_dir: its folder.
         config: text of its resolved configuration.
+        entry: what every rank runs, see `cluster.worker.TrainJob`.
     """
 
     run_dir: Path
     config: str
+    entry: str = TRAIN_ENTRY
 
 
 def sbatch_script(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> str:
@@ -86,7 +88,7 @@ def submit(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> list[JobR
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch here: launch on a login node of a SLURM cluster, or with --local")
     executor = _executor(launch, folder, snapshot_code(_made(folder)), _name(runs, folder))
-    jobs = [TrainJob(str(_write_config(run, folder))) for run in runs]
+    jobs = [TrainJob(str(_write_config(run, folder)), run.entry) for run in runs]
     try:
         if len(jobs) == 1:
             submitted = [executor.submit(jobs[0])]
@@ -118,7 +120,7 @@ def run_locally(run: Run, launch: LaunchConfig, folder: Path) -> int:
         timeout_min=minutes_of(launch.time),
         local_setup=[_python_path(code), rendezvous, *launch.setup],
     )
-    job = executor.submit(TrainJob(str(_write_config(run, folder))))
+    job = executor.submit(TrainJob(str(_write_config(run, folder)), run.entry))
     record = _note(run, job, launch, folder)
     shown = 0
     while not job.done():

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 _STOPPED = {status for number in _SIGNALS for status in (-number, 128 + number)}
 
 
-def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: Mapping[str, str] | None = None) -> int:
+def run_ranks(
+    command: Sequence[str],
+    ranks: int,
+    log_folder: Path,
+    variables: Mapping[str, str] | None = None,
+    report: Callable[[str], object] | None = None,
+) -> int:
     """Run `command` as `ranks` processes that find each other, and wait for them; in the main thread.
 
     The ranks share the cores that this process may use, unless the user has set OMP_NUM_THREADS. SIGINT, SIGTERM and
@@ -38,6 +44,7 @@ def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: M
         ranks: number of processes.
         log_folder: receives `rank_N.log` of every rank but 0; created if missing.
         variables: further environment variables.
+        report: hears why a rank failed, and rank 0 writes to a file like the others; None: the terminal is for both.
 
     Returns:
         0 when all ranks succeed, else the status of the rank that failed first; the others are then stopped. 128 +
@@ -54,7 +61,8 @@ def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: M
             log_folder.mkdir(parents=True, exist_ok=True)
             for rank, log in enumerate(logs):
                 if not received:
-                    processes.append(_start(command, rank, ranks, port, log, variables or {}))
+                    shown = rank == 0 and report is None
+                    processes.append(_start(command, rank, ranks, port, None if shown else log, variables or {}))
             failed = _wait(processes)
         except OSError as error:
             raise UserError(f"cannot start the ranks: {error.filename}: {error.strerror}") from error
@@ -64,7 +72,7 @@ def run_ranks(command: Sequence[str], ranks: int, log_folder: Path, variables: M
     if received and (code == 0 or code in _STOPPED or received.count(signal.SIGINT) > 1):
         return 128 + received[0]
     if failed is not None:
-        _show_failure(failed, code, logs[failed])
+        _tell(_reason(failed, code, logs[failed], has_log=failed > 0 or report is not None), report)
     return 128 - code if code < 0 else code
 
 
@@ -100,7 +108,7 @@ def _passing_on_signals(processes: Sequence[subprocess.Popen[bytes]]) -> Iterato
 
 
 def _start(
-    command: Sequence[str], rank: int, ranks: int, port: int, log: Path, variables: Mapping[str, str]
+    command: Sequence[str], rank: int, ranks: int, port: int, log: Path | None, variables: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     env = RankEnv(rank=rank, world=ranks, local_rank=rank, master_port=port)
     environment = {
@@ -110,7 +118,7 @@ def _start(
         **env.variables(),
         PARENT_VARIABLE: str(os.getpid()),
     }
-    if rank == 0:
+    if log is None:
         return subprocess.Popen(command, env=environment)
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -157,12 +165,20 @@ def _signal_all(processes: Sequence[subprocess.Popen[bytes]], number: int) -> No
             process.send_signal(number)
 
 
-def _show_failure(rank: int, code: int, log: Path) -> None:
-    """Say why a rank failed, unless it is rank 0 and has said so itself."""
-    where = f" (all of it: {log})" if rank else ""
+def _tell(reason: str | None, report: Callable[[str], object] | None) -> None:
+    if report:
+        report(reason or "")
+    elif reason:
+        print(reason, file=sys.stderr)
+
+
+def _reason(rank: int, code: int, log: Path, *, has_log: bool) -> str | None:
+    """Say why a rank failed; None where it has said so itself on the terminal."""
+    where = f" (all of it: {log})" if has_log else ""
     if code < 0:
         reason = " (out of memory?)" if code == -signal.SIGKILL else ""
-        print(f"rank {rank} was ended by {signal.Signals(-code).name}{reason}{where}", file=sys.stderr)
-    elif rank:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        print(f"rank {rank}: {lines[-1] if lines else 'ended without a message'}{where}", file=sys.stderr)
+        return f"rank {rank} was ended by {signal.Signals(-code).name}{reason}{where}"
+    if not has_log:
+        return None
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"rank {rank}: {lines[-1] if lines else 'ended without a message'}{where}"

@@ -18,6 +18,7 @@ from typing import NoReturn
 from cluster.env import RankEnv, detect
 from cluster.local import LOST_STATUS
 
+TRAIN_ENTRY = "trainer.entry:train_rank"
 WARNINGS = (signal.SIGTERM, signal.SIGUSR2)
 # A rank that was warned or has lost another is worth another try, and so is one that was killed: by a node that failed,
 # or for memory that a neighbour took.
@@ -35,7 +36,7 @@ class TrainJob:
     """
 
     config: str
-    entry: str = "trainer.entry:train_rank"
+    entry: str = TRAIN_ENTRY
 
     def __call__(self) -> str:
         """Train; return the configuration's path when the run is complete, else leave with the rank's exit status."""

@@ -148,3 +148,10 @@ def _wait_until(condition: object, seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
+
+
+def test_with_a_report_the_terminal_stays_empty(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    heard: list[str] = []
+    assert run_ranks([sys.executable, "-c", "import sys; sys.exit('no shard')"], 1, tmp_path, report=heard.append) == 1
+    assert heard == [f"rank 0: no shard (all of it: {tmp_path / 'rank_0.log'})"]
+    assert capfd.readouterr() == ("", "")
