@@ -2,8 +2,8 @@
 
 Samples are rooms with the labels of 13 tasks, as this project's packer writes them; all files are in the page cache.
 This project's side is the whole loader: plan, augmentation draws, and batches of stacked tensors. The webdataset side
-ends with decoded samples, which a training would have to stack still. Nothing depends on a precision, so it is measured
-with fp32 only.
+ends with decoded samples, or with their arrays stacked into batches of the same size, as a training needs them. Nothing
+depends on a precision, so it is measured with fp32 only.
 """
 
 import tempfile
@@ -20,6 +20,7 @@ from trainer.bench.comparison import Comparison, Row, Settings
 from trainer.bench.data_shards import (
     SEED,
     TASKS,
+    in_batches,
     make_samples,
     webdataset_by_our_codecs,
     webdataset_by_pil,
@@ -49,6 +50,11 @@ def by_codecs(which: str) -> str:
     return f"webdataset+codecs, {which}"
 
 
+def by_codecs_in_batches(which: str) -> str:
+    """Name the row of webdataset with this project's decoders, its samples stacked into batches."""
+    return f"the same in batches, {which}"
+
+
 def compare_data(settings: Settings, dtype: str) -> list[Comparison]:
     """Measure reading against webdataset, and the loader with workers and shards."""
     if dtype != "fp32":
@@ -73,10 +79,12 @@ def _readers(settings: Settings, which: str, png: Path, best: Path, what: str) -
     peers: dict[str, Callable[[int], object]] = {
         by_pil(which): lambda _: _drain(webdataset_by_pil(png)),
         by_codecs(which): lambda _: _drain(webdataset_by_our_codecs(best)),
+        by_codecs_in_batches(which): lambda _: _drain(in_batches(webdataset_by_our_codecs(best), _batch(settings))),
     }
     notes = {
         by_pil(which): "PNG shards, decode('pil'); 16-bit labels come out wrong",
         by_codecs(which): "the same shards, every member decoded by this project's codecs",
+        by_codecs_in_batches(which): f"stacked into batches of {_batch(settings)}, as this project's",
     }
     if which == "one task":
         fixed = "the same, one fixed task"

@@ -4,17 +4,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import webdataset
 
 from cluster.cpu import usable_cores
 from configs.tasks import get_task, resolve_tasks
 from data_pipeline.codecs import ImageCodec, ImageFormat, LabelCodec, decode_image, decode_label, decode_member
 from data_pipeline.rooms.generate import make_room
-from data_pipeline.sample import Sample
+from data_pipeline.sample import AnyArray, Sample
 from data_pipeline.shards import ShardWriter, write_index
 from data_pipeline.tarscan import IMAGE_FIELD, MASK_FIELD, META_FIELD
 
@@ -58,6 +60,13 @@ def webdataset_by_our_codecs(folder: Path, only: str | None = None) -> Iterator[
         return name.split(".")[1] in wanted
 
     return _iterate(_open(folder, None if only is None else select).decode(_decode))
+
+
+def in_batches(samples: Iterator[dict[str, Any]], size: int) -> Iterator[dict[str, AnyArray]]:
+    """Stack the arrays of so many samples at a time, which are of equal shapes, as a training would have to."""
+    while group := list(islice(samples, size)):
+        names = [name for name, value in group[0].items() if isinstance(value, np.ndarray)]
+        yield {name: np.stack([sample[name] for sample in group]) for name in names}
 
 
 def _make_sample(number: int, side: int) -> Sample:

@@ -13,6 +13,7 @@ from trainer.bench import data_reading
 from trainer.bench.comparison import Settings
 from trainer.bench.data_shards import (
     TASKS,
+    in_batches,
     make_samples,
     webdataset_by_our_codecs,
     webdataset_by_pil,
@@ -62,6 +63,14 @@ def test_webdataset_decodes_every_png(folder: Path) -> None:
     assert {type(value).__module__ for found in seen for name, value in found.items() if name.endswith("png")} == {
         "PIL.Image"
     }
+
+
+def test_webdataset_in_batches_stacks_every_array(folder: Path) -> None:
+    batches = list(in_batches(webdataset_by_our_codecs(folder / "best"), 3))
+    assert [len(batch["normal.plz"]) for batch in batches] == [3, 3, 2]
+    alone = [found["normal.plz"] for found in webdataset_by_our_codecs(folder / "best")]
+    np.testing.assert_array_equal(np.concatenate([batch["normal.plz"] for batch in batches]), np.stack(alone))
+    assert len(batches[0]) == 15, "an image, a mask and 13 labels"
 
 
 def test_one_fixed_task_leaves_the_other_labels_out(folder: Path) -> None:
