@@ -32,7 +32,7 @@ class Meeting:
         """Find the store.
 
         Raises:
-            UserError: it cannot be reached in time.
+            UserError: it cannot be reached in time, or its port is taken.
         """
         self._env, self._of_agent = env, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._expected, self._gone = env.world, False
@@ -47,6 +47,10 @@ class Meeting:
                 multi_tenant=True,
             )
         except RuntimeError as error:
+            if self._is_host:
+                raise UserError(
+                    f"rank 0 cannot listen at {self._place}: set MASTER_PORT to a free port ({_first_line(error)})"
+                ) from error
             raise UserError(
                 f"rank {env.rank} of {env.world} found nobody at {self._place} within {timeout_seconds:g} s: check "
                 f"that rank 0 was started and that this address is reachable ({_first_line(error)})"

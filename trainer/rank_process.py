@@ -111,7 +111,9 @@ def _lost_connection(error: BaseException) -> str | None:
     """Return what `error` says about a connection, or None if it says nothing of the kind."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, dist.DistError) or any(sign in str(seen) for sign in _LOST):
+        if isinstance(seen, RuntimeError) and (
+            isinstance(seen, dist.DistError) or any(sign in str(seen) for sign in _LOST)
+        ):
             # Without gloo's place in its source, and its advice.
             return re.sub(r"^\[\S+\] |\. This is typically.*", "", str(seen).splitlines()[0])
         seen = seen.__cause__ or seen.__context__

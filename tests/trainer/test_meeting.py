@@ -1,5 +1,6 @@
 """The place where ranks meet: who is missing, who speaks, who is lost; nobody waits for a store that is gone."""
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -69,3 +70,12 @@ def test_a_place_that_cannot_be_reached_is_named() -> None:
     env = RankEnv(rank=1, world=2, local_rank=1, master_port=free_port())
     with pytest.raises(UserError, match=rf"rank 1 of 2 found nobody at 127\.0\.0\.1:{env.master_port} within 1 s"):
         Meeting(env, 1.0)
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"rank 0 cannot listen at 127.0.0.1:{port}: set MASTER_PORT"):
+            Meeting(RankEnv(world=2, master_port=port), 1.0)

@@ -42,3 +42,32 @@ def test_debugging_shows_the_traceback_of_a_mistake(capsys: pytest.CaptureFixtur
 def test_our_own_faults_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run_to_the_end(lambda: 1 / 0, RankEnv())
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer [10.0.0.1]:9. This is typically"),
+            75,
+        ),
+        (RuntimeError("[gloo] Timed out waiting 1000ms for recv operation to complete"), 75),
+        (ConnectionResetError("Connection reset by peer"), None),  # of a shard that comes over the network
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+    ],
+)
+def test_only_the_loss_of_a_rank_is_worth_another_try(
+    error: Exception, status: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    env = RankEnv(rank=1, world=2)
+    if status is None:
+        with pytest.raises(type(error)):
+            run_to_the_end(fail, env)
+        return
+    assert run_to_the_end(fail, env) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gloo" not in line
+    assert "the same command goes on from the last checkpoint" in line
