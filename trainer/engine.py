@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 import deepspeed
 import deepspeed.ops
 from deepspeed.moe.layer import MoE
+from deepspeed.monitor.config import get_monitor_config
+from deepspeed.monitor.monitor import MonitorMaster
 from deepspeed.utils import groups as deepspeed_groups
+
+Event = tuple[str, float, int]
+"""Name, value and step of a number that a monitor writes."""
 
 _registered: dict[int, ProcessGroups] = {}  # by ep_size, as long as the process group lives
 
@@ -93,6 +98,16 @@ def close_distributed() -> None:
         (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
     leave_meeting()
     gc.collect()  # the threads end with the last reference to their group, and engines refer to themselves
+
+
+def open_monitor(settings: Mapping[str, Any]) -> Callable[[list[Event]], None]:
+    """Return what writes events through DeepSpeed's monitor, on rank 0; after `init_distributed`.
+
+    Args:
+        settings: the sections tensorboard, csv_monitor and wandb of a DeepSpeed configuration.
+    """
+    write: Callable[[list[Event]], None] = MonitorMaster(get_monitor_config(settings)).write_events
+    return write
 
 
 def expert_group(layout: Layout) -> ExpertGroup:

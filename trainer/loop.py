@@ -32,6 +32,7 @@ from trainer.checkpoint import load_latest
 from trainer.checkpoint_save import CheckpointSaver
 from trainer.constant import Constants, constant_predictor
 from trainer.continuity import check_continues
+from trainer.deepspeed_monitor import DeepSpeedMonitor
 from trainer.engine import StepOutcome, init_distributed
 from trainer.evaluate import Evaluation, evaluate, model_forward, write_evaluation, write_ledger
 from trainer.interruption import Interrupted, StopSignals
@@ -85,6 +86,11 @@ class Trainer:
             self._resume()
             self._skips = SkipRecorder(self.run_dir, config.data.max_bad_samples, self.parts.engine.world_group)
             self._telemetry = self._serve_metrics()
+            self._monitor = on_each(
+                self.parts.engine.world_group,
+                lambda: DeepSpeedMonitor(self.run_dir, config, env, self.state.steps_done),
+            )
+            resources.callback(self._monitor.close)
             self._saver = CheckpointSaver(
                 self.run_dir, self.parts.engine, config.checkpoint, self._telemetry.on_checkpoint
             )
@@ -220,6 +226,7 @@ class Trainer:
         ledger.all_reduce(parts.engine.world_group)
         self._on_main_alone(lambda: write_ledger(self.run_dir, ledger, step=step))
         self._on_main_alone(lambda: write_evaluation(self.run_dir, evaluation, step=step, split="val"))
+        self._on_main_alone(lambda: self._monitor.on_evaluation(evaluation.to_json(step, "val")))
         self._evaluated_step = step
         return evaluation
 
@@ -367,6 +374,7 @@ class Trainer:
             "time": time.time(),
         }
         self._on_main_alone(lambda: append_line(self.run_dir, self._line))
+        self._on_main_alone(lambda: self._monitor.on_line(self._line))
         self._telemetry.on_line(self._line, routing)
         state.journal.next_line()
 
