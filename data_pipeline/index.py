@@ -21,8 +21,8 @@ from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.index_cache import open_table
 from data_pipeline.index_file import INDEX_FILE
 from data_pipeline.index_table import IndexTable, Member
-from data_pipeline.labels import LabelTable, unpack_codes
 from data_pipeline.places import open_storage
+from data_pipeline.planning.labels import LabelTable, unpack_codes
 from data_pipeline.sample import AnyArray
 from data_pipeline.skips import MemberError, UnfitMember
 from data_pipeline.storage import OpenShards, Storage

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from configs.tasks import TASKS
 from data_pipeline.index_file import IndexHead
-from data_pipeline.labels import Codes, LabelTable, code_dtype
+from data_pipeline.planning.labels import Codes, LabelTable, code_dtype
 from data_pipeline.storage import ShardFile
 from data_pipeline.tarscan import ShardEntry
 

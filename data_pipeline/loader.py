@@ -21,12 +21,12 @@ from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
 from data_pipeline.block import Parcel
 from data_pipeline.cursor import Cursor
-from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.draws import Augment
-from data_pipeline.plan import Slot
-from data_pipeline.planner import make_plan
-from data_pipeline.read_ahead import ReadAhead
+from data_pipeline.planning.dealing import TaskHomes, deal_pairs, deal_slots
+from data_pipeline.planning.plan import Slot
+from data_pipeline.planning.planner import make_plan
 from data_pipeline.reading import read_batch
+from data_pipeline.remote.read_ahead import ReadAhead
 from data_pipeline.shards import ShardIndex
 from data_pipeline.tolerant import read_whole_members
 from data_pipeline.workers import serve_the_trainer, worker_context

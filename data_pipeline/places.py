@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from configs.errors import UserError
 from configs.schema import DataConfig
 from data_pipeline.local_storage import LocalStorage
-from data_pipeline.remote_storage import RemoteStorage
+from data_pipeline.remote.storage import RemoteStorage
 from data_pipeline.storage import Storage
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -12,7 +12,7 @@ from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
 from data_pipeline.block import Shape, allocate
 from data_pipeline.draws import Augment, draw_augmentations
-from data_pipeline.plan import Slot
+from data_pipeline.planning.plan import Slot
 from data_pipeline.sample import AnyArray
 from data_pipeline.shards import ShardIndex
 

@@ -15,7 +15,7 @@ from configs.tasks import TaskSpec
 from data_pipeline.draws import Augment
 from data_pipeline.index import ShardIndex
 from data_pipeline.pictures import colour_range, to_picture
-from data_pipeline.plan import Slot
+from data_pipeline.planning.plan import Slot
 from data_pipeline.reading import read_batch
 from data_pipeline.targets import Prepared, Target, prepare_batch, to_target
 

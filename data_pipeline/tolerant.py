@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
 from data_pipeline.draws import Augment
-from data_pipeline.plan import Slot
+from data_pipeline.planning.plan import Slot
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import ShardIndex
 from data_pipeline.skips import MemberError, Skip

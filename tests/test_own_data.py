@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs.tasks import TASKS
-from data_pipeline.folder_spec import FolderSpec, SplitRule
 from data_pipeline.index import ShardIndex
+from data_pipeline.sources.folder_spec import FolderSpec, SplitRule
 from tests.own_house import FRAMES, SCENES, write_house
 
 pytestmark = pytest.mark.timeout(900)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cluster.placement import LayerUse, place
 from configs.schema import ModelConfig, RunConfig
-from data_pipeline.dealing import TaskHomes
+from data_pipeline.planning.dealing import TaskHomes
 from model.layer_routing import ExpertLayerInfo
 from model.mod_squad import ModSquad
 from model.routing_stats import RoutingLedger

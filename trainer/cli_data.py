@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from data_pipeline.codecs import ImageCodec
     from data_pipeline.pack import PackReport, Source
-    from data_pipeline.taskonomy_splits import Split
+    from data_pipeline.sources.taskonomy_splits import Split
 
 app = typer.Typer(no_args_is_help=True, help="Make, pack, check and show WebDataset shards.")
 pack_app = typer.Typer(no_args_is_help=True, help="Convert a dataset, official or your own, to shards.")
@@ -96,8 +96,8 @@ def taskonomy(
     """Convert Taskonomy or omnidata: samples joined by (building, point, view), partial labels kept."""
     from configs.errors import UserError
     from configs.tasks import resolve_tasks
-    from data_pipeline.taskonomy import TaskonomySource
-    from data_pipeline.taskonomy_splits import find_split_file, read_split
+    from data_pipeline.sources.taskonomy import TaskonomySource
+    from data_pipeline.sources.taskonomy_splits import find_split_file, read_split
 
     official: Split | None = None
     if split is not None:
@@ -134,7 +134,7 @@ def pascal_context(
     """Convert PASCAL-Context: five tasks of one split, images scaled to squares, partial labels kept."""
     from configs.errors import UserError
     from configs.tasks import resolve_tasks
-    from data_pipeline.pascal_context import PascalContextSource
+    from data_pipeline.sources.pascal_context import PascalContextSource
 
     if out.resolve().is_relative_to(raw.resolve()):
         raise UserError(f"{out} lies in {raw}, which stays as it is: give a folder elsewhere")
@@ -168,7 +168,7 @@ def folder(
     strict: Strict = False,
 ) -> None:
     """Convert a folder or table of your own, as a YAML file describes it."""
-    from data_pipeline.folder_source import FolderSource
+    from data_pipeline.sources.folder_source import FolderSource
 
     source = FolderSource(description, size=size, split=split)
     pack_with_progress(

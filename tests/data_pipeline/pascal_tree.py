@@ -10,9 +10,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from configs.tasks import resolve_tasks
-from data_pipeline.pascal_context import PascalContextSource
-from data_pipeline.pascal_context_files import Split
 from data_pipeline.sample import AnyArray
+from data_pipeline.sources.pascal_context import PascalContextSource
+from data_pipeline.sources.pascal_context_files import Split
 
 HEIGHT, WIDTH, SIZE = 24, 32, 16
 ALL = resolve_tasks("pascal_context")

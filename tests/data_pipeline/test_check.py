@@ -11,7 +11,7 @@ from configs.errors import UserError
 from data_pipeline.check import CheckReport, check_shards
 from data_pipeline.pack import pack
 from data_pipeline.source import Problem, format_problems
-from tests.data_pipeline.sources import FaultySource, RandomSource, UnknownSource, random_sample
+from tests.data_pipeline.random_source import FaultySource, RandomSource, UnknownSource, random_sample
 
 
 def printed(report: CheckReport) -> str:

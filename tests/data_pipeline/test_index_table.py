@@ -19,7 +19,7 @@ from data_pipeline import index_cache, index_file
 from data_pipeline.index_cache import TABLE_FILE, MappedTable, open_table
 from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index, parse_index
 from data_pipeline.index_table import IndexTable, Member, write_table
-from data_pipeline.labels import unpack_codes
+from data_pipeline.planning.labels import unpack_codes
 from data_pipeline.shards import ShardIndex
 from data_pipeline.tarscan import Members, ShardEntry
 from tests.data_pipeline.loading import write_three_shards

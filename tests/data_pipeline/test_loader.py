@@ -16,10 +16,10 @@ from configs.schema import AugmentConfig, DataConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor
-from data_pipeline.dealing import deal_slots
 from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.loader import EvaluationLoader, TrainLoader
-from data_pipeline.plan import Slot
+from data_pipeline.planning.dealing import deal_slots
+from data_pipeline.planning.plan import Slot
 from data_pipeline.sample import Sample
 from data_pipeline.shards import ShardIndex, ShardWriter, build_index, write_index
 from tests.data_pipeline.loading import (

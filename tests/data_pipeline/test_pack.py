@@ -13,13 +13,13 @@ from data_pipeline.check import check_shards
 from data_pipeline.codecs import ImageCodec
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
-from data_pipeline.plan import Slot
+from data_pipeline.planning.plan import Slot
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import build_index
 from data_pipeline.show import contact_sheet
 from data_pipeline.source import Problem, read_problems
 from tests.data_pipeline.children import await_no_process, can_mount, run_with_mounts, start_script
-from tests.data_pipeline.sources import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
+from tests.data_pipeline.random_source import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -193,7 +193,7 @@ import sys
 from pathlib import Path
 from data_pipeline.pack import pack
 from tests.data_pipeline.children import await_no_process, start_script
-from tests.data_pipeline.sources import RandomSource
+from tests.data_pipeline.random_source import RandomSource
 if __name__ == "__main__":
     pack(RandomSource(40, delay_seconds=0.05), Path(sys.argv[1]), samples_per_shard=4,
          on_progress=lambda done: print(done, flush=True))
@@ -249,7 +249,7 @@ import subprocess, sys
 from pathlib import Path
 from configs.errors import UserError
 from data_pipeline.pack import pack
-from tests.data_pipeline.sources import RandomSource
+from tests.data_pipeline.random_source import RandomSource
 if __name__ == "__main__":
     out, whole, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", out], check=True)

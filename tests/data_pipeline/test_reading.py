@@ -13,7 +13,7 @@ from data_pipeline.codecs import ImageCodec
 from data_pipeline.cursor import Cursor
 from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.loader import TrainLoader
-from data_pipeline.plan import Slot
+from data_pipeline.planning.plan import Slot
 from data_pipeline.reading import read_batch
 from data_pipeline.rooms.generate import make_room
 from data_pipeline.shards import ShardIndex, ShardWriter, write_index

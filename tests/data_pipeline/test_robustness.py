@@ -19,7 +19,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.sample import Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardWriter, build_index, write_index
 from data_pipeline.tarscan import scan_shard
-from tests.data_pipeline.sources import random_sample
+from tests.data_pipeline.random_source import random_sample
 from tests.data_pipeline.tars import BLOCK, forge_header, member, png, tar_of
 
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

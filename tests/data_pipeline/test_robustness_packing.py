@@ -13,7 +13,7 @@ from configs.errors import UserError
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
 from data_pipeline.shards import build_index
-from tests.data_pipeline.sources import FaultySource
+from tests.data_pipeline.random_source import FaultySource
 
 KILLED = 77
 # What changes the disk, or makes a change last.

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from configs.errors import UserError
 from configs.load import load_config
 from data_pipeline.index import ShardIndex
-from data_pipeline.matlab import load_variable
 from data_pipeline.pack import pack
 from data_pipeline.source import JOB_FILE, PROBLEMS_FILE, Problem, format_problems, read_facts, read_problems
-from data_pipeline.taskonomy_splits import read_split
-from tests.data_pipeline.sources import RandomSource
+from data_pipeline.sources.matlab import load_variable
+from data_pipeline.sources.taskonomy_splits import read_split
+from tests.data_pipeline.random_source import RandomSource
 
 SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

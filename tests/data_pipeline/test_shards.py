@@ -114,7 +114,7 @@ SHARDS_ON_FULL_DISKS = """
 import subprocess, sys
 from pathlib import Path
 from data_pipeline.shards import ShardWriter
-from tests.data_pipeline.sources import random_sample
+from tests.data_pipeline.random_source import random_sample
 
 out = Path(sys.argv[1])
 for size in range(40, 76, 4):

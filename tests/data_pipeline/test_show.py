@@ -13,7 +13,7 @@ from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
 from data_pipeline.show import contact_sheet, load_target
-from tests.data_pipeline.sources import FaultySource, random_sample
+from tests.data_pipeline.random_source import FaultySource, random_sample
 
 TASKS = resolve_tasks(["depth_zbuffer", "normal", "class_scene"])
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from cluster.env import RankEnv
 from cluster.groups import Layout
 from configs.schema import RunConfig
-from data_pipeline.dealing import TaskHomes
+from data_pipeline.planning.dealing import TaskHomes
 from model.dispatch import ExpertGroup
 from model.mod_squad import ModSquad
 from model.router import Routing

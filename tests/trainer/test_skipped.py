@@ -16,7 +16,7 @@ from configs.errors import UserError
 from data_pipeline.cursor import Cursor
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import TrainLoader
-from data_pipeline.plan import Slot
+from data_pipeline.planning.plan import Slot
 from data_pipeline.reading import read_batch
 from data_pipeline.skips import Skip, SkipCounts
 from data_pipeline.targets import Prepared, prepare_batch

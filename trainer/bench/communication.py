@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.placement import Placement, place
-from data_pipeline.dealing import TaskHomes, deal_pairs, deal_slots
-from data_pipeline.plan import Slot
+from data_pipeline.planning.dealing import TaskHomes, deal_pairs, deal_slots
+from data_pipeline.planning.plan import Slot
 from model.exchange_plan import exchange_bytes, plan_exchange
 from model.layer_routing import ExpertLayerInfo
 from trainer.affine_placement import layer_use

@@ -17,10 +17,10 @@ import numpy as np
 from configs.tasks import resolve_tasks
 from data_pipeline.index_cache import open_table
 from data_pipeline.index_file import IndexHead, format_index
-from data_pipeline.labels import LabelTable, code_dtype
-from data_pipeline.once import OncePlan
-from data_pipeline.plan import Plan
-from data_pipeline.quota import QuotaPlan
+from data_pipeline.planning.labels import LabelTable, code_dtype
+from data_pipeline.planning.once import OncePlan
+from data_pipeline.planning.plan import Plan
+from data_pipeline.planning.quota import QuotaPlan
 
 TASKS = tuple(spec.name for spec in resolve_tasks("taskonomy"))
 PRESENT = np.array([1, 1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15])

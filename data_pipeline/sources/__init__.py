@@ -1,0 +1,1 @@
+"""Datasets as samples: official layouts and any folder or table."""
