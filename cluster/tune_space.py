@@ -31,7 +31,8 @@ class Space:
     """Points to try.
 
     Attributes:
-        values: key -> its values, from small to large where they have an order.
+        values: key -> its values, from small to large where they have an order; keys with the configured value alone
+            are left out.
         points: all combinations that can run, without those that repeat another's effect.
     """
 
@@ -84,7 +85,9 @@ def search_space(
             raise UserError(f"--search {key}: not among what can be tuned, did you mean '{near}'?")
     usual = _usual_values(config, world, gpus, cores_per_rank, parameters)
     values = {key: tuple(wanted.get(key, usual.get(key, ()))) for key in TUNABLE}
-    values = {key: candidates for key, candidates in values.items() if candidates}
+    values = {
+        key: candidates for key, candidates in values.items() if set(candidates) - {configured(config, key, world)}
+    }
     for key, candidates in values.items():
         for value in candidates:
             with_value(config, {key: value})
@@ -154,15 +157,14 @@ def _usual_values(
         WORKERS: [number for number in _WORKERS if number <= cores_per_rank],
     }
     if world > 1:
-        smaller = [size for size in _BUCKETS if size < parameters]
-        usual[BUCKET] = _BUCKETS[: len(smaller) + 1]  # all that hold the whole model are alike
+        # Buckets that hold the whole model are alike: one of them is enough, the configured one if it does.
+        whole = [size for size in (config.parallel.bucket_elements, *_BUCKETS) if size >= parameters]
+        usual[BUCKET] = [*(size for size in _BUCKETS if size < parameters), *whole[:1]]
         if gpus:
             usual[OVERLAP] = (False, True)
     found = {}
     for key, values in usual.items():
         own = configured(config, key, world)
-        if key == BUCKET and own >= parameters:  # type: ignore[operator]  # it is a number
-            own = values[-1]
         found[key] = tuple(values) if own in values or isinstance(own, str) else tuple(sorted([*values, own]))
     return found
 

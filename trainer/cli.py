@@ -20,6 +20,7 @@ from trainer.cli_cluster import cancel, launch, logs, status, watch
 from trainer.cli_data import app as data_app
 from trainer.cli_doctor import doctor
 from trainer.cli_plan import plan
+from trainer.cli_tune import tune, tune_trial
 
 app = typer.Typer(
     name="modsquad",
@@ -30,20 +31,21 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(bench)
-for command in (launch, plan, status, logs, watch, cancel, doctor):
+for command in (launch, plan, tune, status, logs, watch, cancel, doctor):
     app.command()(command)
+app.command(hidden=True)(tune_trial)
 
 Run = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 Config = Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Dotted overrides: key.sub=value.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Dotted overrides: key.sub=value; or YAML files of keys.", show_default=False)
+]
 
 
 def main() -> None:
     """Entry point of the console script."""
     tune_process()
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # of a lost rank one line of ours tells
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost rank one line of ours tells
     try:
         app()
     except UserError as error:

@@ -5,12 +5,10 @@ written: the run folder stays as it is, and the learning rate is zero.
 """
 
 import os
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -29,6 +27,7 @@ from model.vit import ExpertLayer, expert_layers
 from trainer.agreement import on_all, on_each
 from trainer.assembly import Assembly, assemble
 from trainer.engine import init_distributed
+from trainer.memory import available_bytes, peak_bytes
 from trainer.plan import GIB, memory_per_rank
 from trainer.rank_process import load_on_all, run_to_the_end
 
@@ -81,7 +80,7 @@ def dry_run(config: RunConfig, env: RankEnv) -> DryRun:
     init_distributed(env, config.parallel)
     world = dist.group.WORLD
     assert world is not None, "init_distributed has made it"
-    own = _available_bytes() // _ranks_here(world)
+    own = available_bytes() // _ranks_here(world)
     available = min(on_all(world, lambda: own))
     planned = _planned_bytes(config, env)
     if planned > available:
@@ -101,7 +100,7 @@ def dry_run(config: RunConfig, env: RankEnv) -> DryRun:
         ) from error
     finally:
         parts.engine.close()
-    measured = on_all(world, lambda: (seconds, pairs, _peak_bytes()))
+    measured = on_all(world, lambda: (seconds, pairs, peak_bytes()))
     return DryRun(
         step_seconds=max(rank[0] for rank in measured),
         pairs=max(rank[1] for rank in measured),
@@ -179,23 +178,3 @@ def _ranks_here(world: dist.ProcessGroup) -> int:
     """Return how many ranks share this rank's memory: those of its machine, or on GPUs itself alone."""
     machines = on_all(world, lambda: os.uname().nodename)
     return 1 if torch.cuda.is_available() else machines.count(os.uname().nodename)
-
-
-def _available_bytes() -> int:
-    """Return what is free on this rank's GPU, or on its machine: of the system, and of its control group."""
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        return free
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.is_file() and (allowed := limit.read_text(encoding="ascii").strip()) != "max":
-        free = min(free, int(allowed) - int(used.read_text(encoding="ascii")))
-    return free
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -43,7 +43,7 @@ def test_a_step_that_cannot_fit_is_refused_before_anything_is_built(shards: Path
     config = loop_config(shards)
     with (
         world_of_one(),
-        mock.patch("trainer.dry_run._available_bytes", return_value=2**20),
+        mock.patch("trainer.dry_run.available_bytes", return_value=2**20),
         mock.patch("trainer.dry_run.assemble") as built,
         pytest.raises(UserError, match=r"takes about .* GiB per rank, and 0\.00 GiB are available: lower train"),
     ):
