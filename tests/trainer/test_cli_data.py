@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from configs.errors import UserError
 from data_pipeline.index import ShardIndex
-from tests.data_pipeline.sources import FaultySource
+from tests.data_pipeline.random_source import FaultySource
 from trainer.cli_data import app, pack_with_progress
 
 
