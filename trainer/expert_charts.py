@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.cluster.hierarchy import dendrogram
 
 from trainer.affinity import Affinity
-from trainer.figure import BLUE, INK, ORANGE, Floats, figure
+from trainer.figure import BLUE, INK, ORANGE, PAGE, Floats, figure
 from trainer.run_files import Part, WeightKind
 
 _MAP_COLUMNS = 4
@@ -79,27 +79,34 @@ class ConflictCurve:
 
 
 def expert_map_chart(path: Path, tasks: Sequence[str], order: Sequence[int], maps: Sequence[ExpertMap]) -> None:
-    """Draw the share of each task's tokens per expert, one heat map per layer.
+    """Draw the share of each task's tokens per expert, one heat map per layer; a single one in large letters.
 
     Tasks stand in the given order in all layers; experts stand in each layer in the order of `expert_order`, so that a
     squad shows as a block near the diagonal. Experts keep their numbers on the axis.
     """
     columns = min(_MAP_COLUMNS, len(maps))
     rows = math.ceil(len(maps) / columns)
-    row_height = 0.45 + 0.19 * len(tasks) + 0.7 / rows  # titles, tasks, and the colour bar's part
-    with figure(path, rows=rows, columns=columns, row_height=row_height) as (canvas, axes):
+    alone = len(maps) == 1
+    letters = 8.0 if alone else 7.0
+    # Narrow enough for a phone, wide enough for the numbers of the experts.
+    width = max(4.2, 1.8 + 0.16 * maps[0].share_TE.shape[1]) if alone else PAGE
+    row_height = 0.45 + (0.23 if alone else 0.19) * len(tasks) + 0.7 / rows  # titles, tasks, a part of the colour bar
+    with figure(path, rows=rows, columns=columns, row_height=row_height, width=width) as (canvas, axes):
         image = None
         for index, (axis, item) in enumerate(zip(axes, maps, strict=False)):
             share_TE = item.share_TE[list(order)]
             order_E = expert_order(share_TE)
             image = axis.imshow(share_TE[:, order_E], cmap="cividis", vmin=0, vmax=1, aspect="auto")
-            axis.set_title(f"{item.layer}   I = {item.mutual_information:.2f}", fontsize=8.5)
-            axis.set_xticks(range(len(order_E)), [str(expert) for expert in order_E], fontsize=5.5)
-            _name_rows(axis, [tasks[t] for t in order], show=index % columns == 0)
+            axis.set_title(f"{item.layer}   I = {item.mutual_information:.2f}", fontsize=letters + 1.5)
+            axis.set_xticks(range(len(order_E)), [str(expert) for expert in order_E], fontsize=letters - 1.5)
+            _name_rows(axis, [tasks[t] for t in order], show=index % columns == 0, letters=letters)
         for axis in axes[len(maps) :]:
             axis.set_visible(False)
         if image is not None:
-            bar = canvas.colorbar(image, ax=axes[: len(maps)], location="bottom", shrink=0.35, aspect=45, pad=0.02)
+            shrink, aspect = (0.7, 30) if alone else (0.35, 45)
+            bar = canvas.colorbar(
+                image, ax=axes[: len(maps)], location="bottom", shrink=shrink, aspect=aspect, pad=0.02
+            )
             bar.outline.set_visible(False)
             bar.set_label("share of the task's tokens")
 
@@ -211,9 +218,9 @@ def _off_diagonal(matrix_TT: Floats, order: Sequence[int]) -> Floats:
     return np.where(np.eye(len(order)), np.nan, matrix_TT[np.ix_(order, order)])
 
 
-def _name_rows(axis: Axes, names: Sequence[str], *, show: bool) -> None:
+def _name_rows(axis: Axes, names: Sequence[str], *, show: bool, letters: float = 7.0) -> None:
     """Turn an axis into a bare matrix whose rows have names, if they are to be shown."""
-    axis.set_yticks(range(len(names)), names if show else [""] * len(names), fontsize=7)
+    axis.set_yticks(range(len(names)), names if show else [""] * len(names), fontsize=letters)
     axis.tick_params(length=0)
     axis.grid(visible=False)
     for spine in axis.spines.values():

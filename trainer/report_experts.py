@@ -55,7 +55,6 @@ def expert_sections(folder: Path, run_dir: Path, found: tuple[int, RoutingLedger
         )
         for layer in layers
     ]
-    expert_map_chart(folder / "experts.png", ledger.tasks, affinity.order, maps)
     caption = (
         f"Share of each task's tokens that chose each expert, on the validation images of step {step:,}. Tasks stand "
         "in one order everywhere, similar users side by side; experts are ordered per layer so that squads show as "
@@ -65,7 +64,9 @@ def expert_sections(folder: Path, run_dir: Path, found: tuple[int, RoutingLedger
         f"The {_TOP_EXPERTS} most used experts of every task, layer by layer",
         _top_experts(ledger, layers, affinity.order),
     )
-    uses = html.Section(title=title, caption=caption, body=html.picture(folder / "experts.png", title) + top)
+    uses = html.Section(
+        title=title, caption=caption, body=_layer_slides(folder, ledger.tasks, affinity.order, maps) + top
+    )
     if len(ledger.tasks) < 2:
         return [uses]
 
@@ -103,10 +104,22 @@ def conflict_section(folder: Path, run_dir: Path, found: tuple[int, RoutingLedge
     )
     body = (
         html.table(headers, rows, right=headers[1:])
-        + html.picture(folder / "conflict_layers.png", "Mean cosine, conflicting pairs and their strength by layer")
+        + html.chart(folder / "conflict_layers.png", "Mean cosine, conflicting pairs and their strength by layer")
         + html.picture(folder / "conflict_maps.png", "Cosine of the gradients of every pair of tasks")
     )
     return html.Section(title=title, caption=caption, body=body)
+
+
+def _layer_slides(folder: Path, tasks: Sequence[str], order: Sequence[int], maps: Sequence[ExpertMap]) -> str:
+    """Draw the maps one by one, under a slider over the layers, and all of them side by side, folded away."""
+    slides = []
+    for item in maps:
+        path = folder / f"experts_{item.layer}.png"
+        expert_map_chart(path, tasks, order, [item])
+        slides.append((item.layer, html.picture(path, f"{item.layer}: share of each task's tokens per expert")))
+    expert_map_chart(folder / "experts.png", tasks, order, maps)
+    every = html.picture(folder / "experts.png", "Every layer: share of each task's tokens per expert")
+    return html.slides("Layer", slides) + html.folded("All layers side by side", every)
 
 
 def _top_experts(ledger: RoutingLedger, layers: Sequence[ExpertLayerInfo], order: Sequence[int]) -> str:

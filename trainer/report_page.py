@@ -1,4 +1,4 @@
-"""The report as one HTML page: pictures inside, no script, no font from elsewhere, light and dark.
+"""A report as one HTML page: pictures inside, nothing from elsewhere, light and dark, for any width.
 
 Pure functions from values to markup. All text that comes from outside passes `escape`.
 """
@@ -7,47 +7,22 @@ import base64
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 
+from trainer.report_look import CSS, SCRIPT
+
 UNKNOWN = "\N{EN DASH}"
-_CSS = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --text: #1c2128; --soft: #5d6673; --line: #dfe3e8;
-  --accent: #0072b2; --good: #00785a; --bad: #b84a00; }
-@media (prefers-color-scheme: dark) { :root { --page: #0f1115; --card: #171a21; --text: #e4e8ee; --soft: #98a2b0;
-  --line: #2b303a; --accent: #56b4e9; --good: #2cc295; --bad: #f08c4a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 40px 20px 80px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0 0 4px; letter-spacing: -0.02em; }
-h2 { font-size: 19px; margin: 0 0 4px; letter-spacing: -0.01em; }
-p { margin: 0 0 14px; color: var(--soft); max-width: 78ch; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 22px 24px;
-  margin-top: 20px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 18px 0 0; }
-.tiles dt { color: var(--soft); font-size: 12.5px; }
-.tiles dd { margin: 0; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; font-size: 12.5px; color: var(--soft); }
-th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: middle; }
-tr:last-child td { border-bottom: 0; }
-th.number, td.number { text-align: right; }
-img { display: block; max-width: 100%; height: auto; margin: 10px 0 18px; }
-.good { color: var(--good); font-weight: 600; }
-.bad { color: var(--bad); font-weight: 600; }
-.missing { border-left: 3px solid var(--bad); padding-left: 12px; margin: 8px 0; }
-.bars { display: inline-flex; align-items: flex-end; gap: 2px; height: 26px; vertical-align: middle; }
-.bars i { display: block; width: 6px; background: var(--line); height: 100%; position: relative; }
-.bars i b { position: absolute; bottom: 0; left: 0; right: 0; background: var(--accent); }
-.share { display: block; width: 100px; padding: 0 6px; margin: 1px 0; font-size: 12.5px;
-  background: linear-gradient(to right, color-mix(in srgb, var(--accent) 28%, transparent) var(--share), transparent 0);
-}
-summary { cursor: pointer; color: var(--accent); margin-top: 10px; }
-pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); border-radius: 8px; padding: 14px;
-  font: 12.5px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-"""
+# The browser itself sees to it that the page asks nothing of the network and runs no other script than its own.
+_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "img-src data:",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{base64.b64encode(sha256(SCRIPT.encode()).digest()).decode()}'",
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +47,43 @@ Cell = str | float | int | Markup
 def page(title: str, subtitle: str, tiles: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
     """Return the whole document; `tiles` are (label, value) of the headline numbers."""
     numbers = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in tiles)
+    links = "".join(
+        f'<li><a href="#part-{number}">{escape(part.title)}</a></li>' for number, part in enumerate(sections, start=1)
+    )
     parts = "\n".join(
-        f"<section><h2>{escape(part.title)}</h2>\n"
+        f'<section id="part-{number}"><h2>{escape(part.title)}</h2>\n'
         + (f"<p>{escape(part.caption)}</p>\n" if part.caption else "")
         + f"{part.body}</section>"
-        for part in sections
+        for number, part in enumerate(sections, start=1)
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n<dl class="tiles">{numbers}</dl>\n'
-        f"{parts}\n</main>\n</body>\n</html>\n"
+        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav>\n'
+        f"{parts}\n</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
 def picture(path: Path, description: str) -> str:
-    """Return an image element that carries the PNG at `path` inside."""
+    """Return an image that carries the PNG at `path` inside; it scrolls where the window is narrow."""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">\n'
+    return _scroll(f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">', description)
+
+
+def chart(path: Path, description: str) -> str:
+    """Return a picture of lines and letters alone, which shine brighter on a dark page."""
+    return f'<div class="chart">{picture(path, description)}</div>\n'
+
+
+def slides(label: str, parts: Sequence[tuple[str, str]]) -> str:
+    """Return (name, markup) pairs of which a slider shows one at a time; `label` says what it chooses."""
+    bodies = "".join(
+        f'<div class="slide" data-name="{escape(name)}"><h3>{escape(name)}</h3>\n{body}</div>\n' for name, body in parts
+    )
+    return f'<div class="slides" data-label="{escape(label)}">\n{bodies}</div>\n'
 
 
 def missing(what: str, remedy: str) -> str:
@@ -106,12 +99,13 @@ def note(text: str) -> str:
 def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, right: Collection[str] = ()) -> str:
     """Return a table; numbers are rounded to four digits, the columns named in `right` are right-aligned."""
     style = [' class="number"' if header in right else "" for header in headers]
-    head = "".join(f"<th{kind}>{escape(text)}</th>" for text, kind in zip(headers, style, strict=True))
+    head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(headers, style, strict=True))
     body = "\n".join(
         "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for cell, kind in zip(row, style, strict=True)) + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>\n'
+    markup = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
+    return _scroll(markup, f"table: {', '.join(filter(None, headers))}")
 
 
 def verdict(good: bool | None, yes: str, no: str) -> Markup:
@@ -167,12 +161,17 @@ def percent(fraction: float, *, signed: bool = False) -> str:
 
 def details(summary: str, text: str) -> str:
     """Return preformatted text that opens on a click."""
-    return folded(summary, f"<pre>{escape(text)}</pre>")
+    return folded(summary, f'<pre tabindex="0">{escape(text)}</pre>')
 
 
 def folded(summary: str, body: str) -> str:
     """Return markup that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>\n"
+
+
+def _scroll(markup: str, name: str) -> str:
+    """Return a box that scrolls on its own, by keyboard too, instead of the whole page."""
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(name)}">{markup}</div>\n'
 
 
 def _cell(cell: Cell) -> str:

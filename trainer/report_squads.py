@@ -37,7 +37,7 @@ def squads_section(run_dir: Path) -> html.Section:
     for folder, summary in squads.items():
         if (folder / CURVE_PICTURE).is_file():
             names = ", ".join(summary.tasks)
-            body += html.picture(folder / CURVE_PICTURE, f"Squads of {names}: what other thresholds would have given")
+            body += html.chart(folder / CURVE_PICTURE, f"Squads of {names}: what other thresholds would have given")
     return html.Section(title=title, caption=caption, body=body)
 
 

@@ -87,8 +87,8 @@ def curves_section(folder: Path, config: RunConfig, steps: list[StepRecord]) -> 
     losses = {task: series(record.task_loss.get(task, math.nan) for record in steps) for task in tasks}
     task_loss_chart(folder / "task_losses.png", numbers, losses)
     shown = ["Total loss", *(["mutual information per layer"] if layers else []), "learning rate", "throughput"]
-    body = html.picture(folder / "progress.png", ", ".join(shown))
-    body += html.picture(folder / "task_losses.png", "Loss of every task over the steps")
+    body = html.chart(folder / "progress.png", ", ".join(shown))
+    body += html.chart(folder / "task_losses.png", "Loss of every task over the steps")
     skipped = steps[-1].bad_steps
     caption = "Faint: as logged; strong: smoothed."
     if layers:

@@ -42,9 +42,11 @@ def test_the_report_shows_what_the_run_holds(run: Path) -> None:
         "progress.png",
         "task_losses.png",
         "experts.png",
+        "experts_blocks.0.attention.png",
+        "experts_blocks.1.mlp.png",
         "affinity.png",
     }
-    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 4
+    assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 6
     for path in page.parent.glob("*.png"):
         Image.open(path).verify()
 
