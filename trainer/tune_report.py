@@ -19,17 +19,20 @@ TUNED_FILE, PICTURE_FILE = "tuned.yaml", "tuning.png"
 
 
 def tuning_table(tuning: Tuning) -> Table:
-    """Return one row per trial, fastest first; the best in bold. Keys are named by their last part."""
+    """Return one row per trial, fastest first: the best in bold, "configured" the run as configured.
+
+    Keys are named by their last part.
+    """
     table = Table(box=box.SIMPLE, collapse_padding=True, pad_edge=False, show_edge=False)
     keys = [key for key, values in tuning.space.values.items() if len(values) > 1]
-    for column in ("#", *(key.rpartition(".")[2].replace("_", "\n") for key in keys)):
-        table.add_column(column, justify="right")
-    for column in ("images/s", "GiB\nper rank", "data\nwait", ""):
-        table.add_column(column, justify="right")
+    names = [key.rpartition(".")[2].replace("_", "\n") for key in keys]
+    for name in ("#", *names, "images/s", "GiB\nper rank", "data\nwait"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
     order = {"done": 0, "stopped": 1, "started": 2, "failed": 3}
     for trial in sorted(tuning.trials, key=lambda trial: (order[trial.status], -(trial.images_per_second or 0))):
-        notes = [trial.reason or trial.status] if trial.status != "done" else []
-        notes += ["as configured"] if trial is tuning.as_configured else []
+        notes = [trial.status] if trial.status != "done" else []
+        notes += ["configured"] if trial is tuning.as_configured else []
         table.add_row(
             str(trial.trial),
             *(_short(trial.values[key]) for key in keys),
@@ -101,14 +104,16 @@ def _draw(tuning: Tuning, path: Path) -> None:
         for trials, colour, label in ((stopped, INK, "stopped early"), (done, BLUE, "measured")):
             if trials:
                 axis.scatter(*_places(trials), s=26, color=colour, label=label)
-        front = pareto_front(done)
-        if front:
+        if front := pareto_front([*done, *stopped]):
             axis.plot(*_places(front), color=GREEN, drawstyle="steps-post", label="Pareto front", zorder=0)
-        for trial, name in ((tuning.as_configured, "as configured"), (tuning.best, "best")):
-            if trial is not None and trial.images_per_second is not None:
-                (memory,), (speed,) = _places([trial])
-                axis.scatter([memory], [speed], s=90, facecolors="none", edgecolors=ORANGE)
-                axis.annotate(name, (memory, speed), xytext=(7, 5), textcoords="offset points")
+        named = {trial.trial: "as configured" for trial in (tuning.as_configured,) if trial is not None}
+        if tuning.best is not None:
+            named[tuning.best.trial] = f"best, {named[tuning.best.trial]}" if tuning.best.trial in named else "best"
+        for trial in (trial for trial in (*done, *stopped) if trial.trial in named):
+            (memory,), (speed,) = _places([trial])
+            axis.scatter([memory], [speed], s=90, facecolors="none", edgecolors=ORANGE)
+            axis.annotate(named[trial.trial], (memory, speed), xytext=(-7, 5), textcoords="offset points", ha="right")
+        axis.margins(x=0.15)
         axis.set(xlabel="peak memory of the fullest rank, GiB", ylabel="images per second")
         axis.set_title(f"{len(tuning.trials)} trials" + (f", {failed} failed" if failed else ""))
         if done or stopped:
