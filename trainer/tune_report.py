@@ -31,7 +31,7 @@ def tuning_table(tuning: Tuning) -> Table:
     table.add_column("")
     order = {"done": 0, "stopped": 1, "started": 2, "failed": 3}
     for trial in sorted(tuning.trials, key=lambda trial: (order[trial.status], -(trial.images_per_second or 0))):
-        notes = [trial.status] if trial.status != "done" else []
+        notes: list[str] = [trial.status] if trial.status != "done" else []
         notes += ["configured"] if trial is tuning.as_configured else []
         table.add_row(
             str(trial.trial),
