@@ -117,3 +117,11 @@ def test_a_third_of_the_trials_finds_the_fastest_of_modelled_grids(at_once: int,
     found, least = shares([modelled_grid(seed) for seed in range(grids)], range(1), at_once)
     assert found >= 0.75, "a third of the points drawn at random holds the fastest in a third of the cases"
     assert least >= 0.95
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_it_keeps_away_from_where_trials_fail(seed: int) -> None:
+    space, speeds = modelled_grid(seed)
+    assert sum(speed is None for speed in speeds.values()) > 20
+    asked = search_all(space, speeds, budget=40, seed=0)
+    assert sum(speeds[point] is None for point in asked) <= 12
