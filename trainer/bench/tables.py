@@ -41,7 +41,7 @@ def comparison_table(comparison: Comparison) -> Table:
 def limits_table(verdicts: Sequence[Verdict]) -> Table:
     """Return one row per limit: its bound, what was measured, and whether it is met."""
     table = Table(title="limits", title_justify="left")
-    table.add_column("ratio to the reference", no_wrap=True)
+    table.add_column("ratio to the reference")
     for column in ("limit", "measured"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
