@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +14,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from cluster.tune_space import Space, Value
     from configs.launch import LaunchConfig
-    from trainer.tune import Runner
+    from trainer.tune import Runner, Tuning
     from trainer.tune_files import SearchRecord
 
 Option = typer.Option
@@ -45,11 +46,13 @@ def tune(
 ) -> None:
     """Find the fastest micro-batch, ep_size, ZeRO stage and the like at a fixed global batch, by short real runs."""
     from cluster.tune_space import search_space
+    from configs.errors import UserError
     from configs.load import load_config
     from model.cost import count_parameters
     from trainer.tune import fits_memory
     from trainer.tune_files import SearchRecord
     from trainer.tune_place import slurm_job, this_machine
+    from trainer.tune_report import tuning_table, write_tuning
     from trainer.tune_runs import LocalRunner, SlurmRunner
 
     run = load_config(config, overrides or [])
@@ -76,7 +79,11 @@ def tune(
     )
     local = LocalRunner(ranks=place.ranks)
     runner = SlurmRunner(launch=launch, folder=folder / "slurm", at_once=at_once) if launch else local
-    _search(config, asked, space, runner, folder, budget)
+    found = _search(asked, space, runner, folder, budget)
+    Console().print(tuning_table(found))
+    if (tuned := write_tuning(found, asked, folder)) is None:
+        raise UserError(f"none of {len(found.trials)} trials came to its end; the last one: {found.trials[-1].reason}")
+    _say(f"wrote {tuned}; to use it: {shlex.join(['modsquad', 'train', config, *(overrides or []), str(tuned)])}")
 
 
 def tune_trial(config: Annotated[str, typer.Argument(help="YAML file of a trial.", show_default=False)]) -> None:
@@ -89,24 +96,19 @@ def tune_trial(config: Annotated[str, typer.Argument(help="YAML file of a trial.
     sys.exit(trial_rank(config, detect()))
 
 
-def _search(config: str, asked: SearchRecord, space: Space, runner: Runner, folder: Path, budget: int) -> None:
-    from configs.errors import UserError
+def _search(asked: SearchRecord, space: Space, runner: Runner, folder: Path, budget: int) -> Tuning:
     from trainer.tune import tune as run_search
-    from trainer.tune_report import describe_trial, tuning_table, write_tuning
-    from trainer.tune_runs import Stopped
+    from trainer.tune_report import describe_trial
+    from trainer.tune_runs import SlurmRunner, Stopped
 
     try:
-        found = run_search(
+        return run_search(
             asked, space, runner, out=folder, budget=budget, tell=lambda trial: _say(describe_trial(trial))
         )
     except (KeyboardInterrupt, Stopped) as stopped:
-        print("interrupted; the same command goes on from there", file=sys.stderr)
+        jobs = ", and waits for the jobs that were submitted" if isinstance(runner, SlurmRunner) else ""
+        print(f"interrupted; the same command goes on from there{jobs}", file=sys.stderr)
         sys.exit(stopped.exit_status if isinstance(stopped, Stopped) else 130)
-    Console().print(tuning_table(found))
-    tuned = write_tuning(found, asked, folder)
-    if tuned is None:
-        raise UserError(f"none of {len(found.trials)} trials came to its end; the last one: {found.trials[-1].reason}")
-    _say(f"wrote {tuned}; to use it: modsquad train {config} {tuned}")
 
 
 def _launch(
