@@ -4,16 +4,18 @@ Shapes: n logged steps.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 
-from trainer.figure import BLUE, GREEN, ORANGE, Floats, curve, figure
+from trainer.figure import BLUE, CATEGORIES, GREEN, ORANGE, Floats, curve, figure, smooth
 
 _TASK_COLUMNS = 5
+_COMPARED_COLUMNS = 4
+_LINES = ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,21 @@ class Progress:
     mutual_information: Mapping[str, Floats]
     learning_rate: Floats
     images_per_second: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossCurve:
+    """A loss of one run, n logged steps.
+
+    Attributes:
+        name: of the run.
+        place: (n,) where it was logged, in steps or images.
+        loss: (n,); NaN where it is not known.
+    """
+
+    name: str
+    place: Floats
+    loss: Floats
 
 
 def progress_chart(path: Path, progress: Progress) -> None:
@@ -74,3 +91,34 @@ def task_loss_chart(path: Path, steps: Floats, losses: Mapping[str, Floats]) -> 
             axis.locator_params(nbins=4)
         for axis in axes[len(losses) :]:
             axis.set_visible(False)
+
+
+def loss_comparison_chart(path: Path, panels: Mapping[str, Sequence[LossCurve]], unit: str) -> None:
+    """Draw one panel per name, the same runs in each, smoothed; colours tell runs apart, then kinds of lines.
+
+    Args:
+        path: PNG to write.
+        panels: title -> one curve per run, the runs in the same order everywhere.
+        unit: of the curves' places.
+    """
+    columns = min(_COMPARED_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with figure(path, rows=rows, columns=columns, row_height=2.1) as (canvas, axes):
+        for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+            for number, item in enumerate(curves):
+                window = len(item.loss) // 50
+                axis.plot(
+                    item.place,
+                    item.loss if window < 2 else smooth(item.loss, window),
+                    _LINES[number // len(CATEGORIES) % len(_LINES)],
+                    color=CATEGORIES[number % len(CATEGORIES)],
+                    label=item.name,
+                )
+            axis.set_title(title, fontsize=8.5)
+            axis.tick_params(labelsize=7)
+            axis.locator_params(nbins=4)
+            axis.set_xlabel(unit, fontsize=7.5)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        handles, names = axes[0].get_legend_handles_labels()
+        canvas.legend(handles, names, loc="outside upper left", ncols=4)

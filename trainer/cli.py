@@ -17,6 +17,7 @@ from cluster.cpu import tune_process
 from configs.errors import UserError
 from trainer.cli_bench import bench
 from trainer.cli_cluster import cancel, launch, logs, status, watch
+from trainer.cli_compare import compare
 from trainer.cli_data import app as data_app
 from trainer.cli_doctor import doctor
 from trainer.cli_plan import plan
@@ -31,7 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.command()(bench)
-for command in (launch, plan, tune, status, logs, watch, cancel, doctor):
+for command in (compare, launch, plan, tune, status, logs, watch, cancel, doctor):
     app.command()(command)
 app.command(hidden=True)(tune_trial)
 

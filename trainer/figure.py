@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 
 INK = "#757d88"  # contrast of 4.1 to the cards of the page, both light and dark: no grey has much more to both
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+CATEGORIES = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9")  # one beyond the last starts again
 PAGE = 10.0  # inches that fill a page
 _RC: dict[Any, Any] = {
     "font.size": 9,

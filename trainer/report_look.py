@@ -59,6 +59,8 @@ pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); 
   .scroll > img { width: 760px; max-width: none; }
   .slide .scroll > img { width: auto; max-width: 100%; }
   .slide { margin: 0 -4px; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); white-space: normal;
+    min-width: 110px; max-width: 45vw; overflow-wrap: anywhere; }
 }
 @media print { .slider { display: none; } .slide, .sliding h3 { display: block !important; } }
 """

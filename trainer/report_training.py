@@ -100,7 +100,7 @@ def curves_section(folder: Path, config: RunConfig, steps: list[StepRecord]) -> 
 
 def facts_section(run_dir: Path, config: RunConfig, steps: list[StepRecord]) -> html.Section:
     """Tabulate what a reader needs to repeat the run."""
-    manifest = _latest_manifest(run_dir)
+    manifest = latest_manifest(run_dir)
     train = config.train
     rows: list[list[html.Cell]] = [
         ["run folder", str(run_dir.resolve())],
@@ -122,7 +122,8 @@ def facts_section(run_dir: Path, config: RunConfig, steps: list[StepRecord]) -> 
     return html.Section(title="Facts", caption="Versions are those that wrote this report.", body=body)
 
 
-def _latest_manifest(run_dir: Path) -> Manifest | None:
+def latest_manifest(run_dir: Path) -> Manifest | None:
+    """Return what the latest checkpoint says of itself; None without one."""
     folder = max((run_dir / "checkpoints").glob("step_*"), default=None)
     manifest = read_manifest(folder) if folder else None
     return manifest if isinstance(manifest, Manifest) else None

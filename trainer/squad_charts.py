@@ -10,12 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from trainer.figure import INK, Floats, figure
+from trainer.figure import CATEGORIES, INK, Floats, figure
 from trainer.squad_curve import SquadCurve
 from trainer.squad_summary import SquadScore
-
-# Okabe and Ito; a task beyond the last starts again.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def curve_chart(path: Path, curve: SquadCurve) -> None:
@@ -39,7 +36,7 @@ def curve_chart(path: Path, curve: SquadCurve) -> None:
 
         gain.axhline(0, color=INK, linewidth=0.8)
         for number, task in enumerate(points[0].tasks):
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = CATEGORIES[number % len(CATEGORIES)]
             scores = [point.scores[number] for point in points]
             _line(gain, millions, _series(map(_gain, scores)), chosen, colour, label=f"{task} ({scores[0].metric})")
             tokens = _series(100 * score.unaffected_tokens for score in scores)

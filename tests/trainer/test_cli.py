@@ -28,6 +28,7 @@ COMMANDS = (
     ["predict"],
     ["export"],
     ["report"],
+    ["compare"],
     ["bench"],
 )
 
