@@ -1,7 +1,8 @@
 """`modsquad tune`: searches layout and DeepSpeed settings by short real runs at a fixed global batch.
 
-The first trial is the run as configured. A trial whose fastest measured step is clearly slower than the best trial's
-median is stopped; one that fails is a result. The search goes on where it was ended (`trainer.tune_files`).
+The first trial is the run as configured, the second one the same with the largest micro-batch. A trial whose fastest
+measured step is clearly slower than the best trial's median is stopped; one that fails is a result. The search goes on
+where it was ended (`trainer.tune_files`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Protocol
 from cluster.groups import Layout
 from cluster.launch import JOB_FILE, SLURM_FOLDER
 from cluster.tune_search import Search
-from cluster.tune_space import Point, Space, Value, configured, with_value
+from cluster.tune_space import MICRO_BATCH, RECOMPUTE, Point, Space, Value, configured, with_value
 from configs.load import dump_config
 from configs.schema import RunConfig
 from trainer.plan import memory_per_rank
@@ -94,7 +95,8 @@ def tune(
     """
     log = TrialLog(out, search)
     baseline = {key: configured(search.config, key, search.ranks) for key in space.values}
-    finder = Search(space, seed=search.config.seed, first=[tuple(baseline.values())])
+    first = [tuple(baseline.values()), *_largest_batch(space, baseline)]
+    finder = Search(space, seed=search.config.seed, first=first)
     allowed = set(space.points)
     for record in log.trials:
         if (point := _point(space, record)) in allowed:  # less memory may be free than before
@@ -117,6 +119,23 @@ def tune(
 
         runner(trials, finished)
     return Tuning(trials=log.trials, space=space, baseline=baseline)
+
+
+def _largest_batch(space: Space, baseline: Mapping[str, Value]) -> list[Point]:
+    """Return the point with the largest micro-batch and, if it can be, no recomputation; otherwise as configured."""
+    alike = [
+        point
+        for point in space.points
+        if all(
+            value == baseline[key] for key, value in space.named(point).items() if key not in (MICRO_BATCH, RECOMPUTE)
+        )
+    ]
+
+    def eagerness(point: Point) -> tuple[bool, Value]:
+        values = {**baseline, **space.named(point)}
+        return values.get(RECOMPUTE, "none") == "none", values.get(MICRO_BATCH, 0)
+
+    return [max(alike, key=eagerness)] if alike else []
 
 
 def _next_batch(log: TrialLog, finder: Search, space: Space, at_once: int, budget: int) -> list[TrialRecord]:

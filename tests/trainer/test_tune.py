@@ -87,6 +87,7 @@ def test_all_is_tried_and_the_fastest_is_found(tmp_path: Path) -> None:
     found = run(tmp_path, runner)
     assert len(found.trials) == len(space().points) == 6
     assert found.as_configured is found.trials[0]
+    assert found.trials[1].values == {**found.trials[0].values, "train.micro_batch": 4}, "the largest"
     assert found.best is not None
     assert found.best.values == {"train.micro_batch": 2, "parallel.zero_stage": 0}
     assert found.best.images_per_second == 8 / 0.5, "at the median step"
