@@ -1,10 +1,13 @@
-"""Whether a run folder may be continued with a given configuration."""
+"""Whether a run folder may be continued with a given configuration, and whether all ranks have the same one."""
 
 from pathlib import Path
+
+import torch.distributed as dist
 
 from configs.errors import UserError
 from configs.load import differing_keys
 from configs.schema import RunConfig
+from trainer.agreement import on_all
 from trainer.run_files import read_config
 
 # What a run was trained with so far cannot change on the way.
@@ -29,3 +32,20 @@ def check_continues(run_dir: Path, config: RunConfig) -> None:
             f"{run_dir} holds a run with another {', '.join(differing)}: set what its config.yaml says, "
             "or choose another run_dir"
         )
+
+
+def check_same_on_all(config: RunConfig, group: dist.ProcessGroup) -> None:
+    """Check that no rank read another file or was given other overrides: their collectives would not fit.
+
+    A collective call.
+
+    Raises:
+        UserError: a rank's configuration differs from rank 0's; names the keys.
+    """
+    first, *others = on_all(group, lambda: config)
+    for rank, other in enumerate(others, start=1):
+        if differing := differing_keys(first, other):
+            raise UserError(
+                f"rank {rank} has another {', '.join(differing)} than rank 0: start all ranks with the same "
+                "configuration file and overrides"
+            )

@@ -187,9 +187,14 @@ def squad_forward(squad: nn.Module, tasks: Sequence[str]) -> Forward:
     return forward
 
 
+def evaluation_path(run_dir: Path, step: int, split: str) -> Path:
+    """Return `RUN/evaluation/step_XXXXXXXX_<split>.json`."""
+    return run_dir / "evaluation" / f"step_{step:08d}_{split}.json"
+
+
 def write_evaluation(run_dir: Path, evaluation: Evaluation, *, step: int, split: str) -> Path:
-    """Write `RUN/evaluation/step_XXXXXXXX_<split>.json` atomically and return its path; one rank calls it."""
-    path = run_dir / "evaluation" / f"step_{step:08d}_{split}.json"
+    """Write the evaluation's file atomically and return its path; one rank calls it."""
+    path = evaluation_path(run_dir, step, split)
     write_text_atomically(path, json.dumps(evaluation.to_json(step, split), indent=2, allow_nan=False) + "\n")
     return path
 

@@ -5,7 +5,7 @@ Collectives run on every rank in the same order, never only on rank 0 and never 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -16,25 +16,23 @@ import torch.distributed as dist
 
 from cluster.env import RankEnv
 from configs.atomic import write_text_atomically
-from configs.errors import UserError
-from configs.load import differing_keys, dump_config
+from configs.load import dump_config
 from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.loader import TrainLoader
 from data_pipeline.skips import Skip
-from data_pipeline.targets import Prepared, prepare_batch
+from data_pipeline.targets import prepare_batch
 from data_pipeline.workers import start_worker_server
-from model.routing_stats import RoutingLedger
 from trainer.affine_placement import AffinePlacement, apply_placement, choose_placement
-from trainer.agreement import on_all, on_each, on_main
+from trainer.agreement import on_each, on_main
 from trainer.assembly import assemble
+from trainer.bad_steps import BadSteps
 from trainer.checkpoint import load_latest
 from trainer.checkpoint_save import CheckpointSaver
-from trainer.constant import Constants, constant_predictor
-from trainer.continuity import check_continues
+from trainer.continuity import check_continues, check_same_on_all
 from trainer.deepspeed_monitor import DeepSpeedMonitor
 from trainer.engine import StepOutcome, init_distributed
-from trainer.evaluate import Evaluation, evaluate, model_forward, write_evaluation, write_ledger
+from trainer.evaluate import Evaluation
 from trainer.interruption import Interrupted, StopSignals
 from trainer.journal import append_line, finite, truncate_lines
 from trainer.objective import StepStatistics
@@ -44,6 +42,7 @@ from trainer.run_lock import lock_run
 from trainer.run_state import RunState
 from trainer.skipped import SkipRecorder, describe_skips
 from trainer.telemetry import Telemetry
+from trainer.validation import Validation
 
 
 class Trainer:
@@ -72,16 +71,18 @@ class Trainer:
         if config.data.workers:
             start_worker_server()
         init_distributed(env, config.parallel)
+        assert dist.group.WORLD is not None, "init_distributed has made it"
+        check_same_on_all(config, dist.group.WORLD)
         self._listener = listener or terminal_progress(config.train.images_per_step)
-        self._saved_step, self._evaluated_step, self._bad_in_a_row = -1, -1, 0
+        self._saved_step = -1
         self._line: dict[str, Any] = {}
-        self._constants: Constants | None = None
         with ExitStack() as resources:  # released here if anything below fails
             self._resources = resources
-            self._check_same_config()
             self._lock()
             self.parts = assemble(config, env)
             resources.callback(self.parts.engine.close)
+            self._validation = Validation(self.run_dir, config, env, self.parts)
+            self._bad_steps = BadSteps(config.train.max_bad_steps, self.parts.engine.world_group)
             self.state = RunState.at_start(config, self.parts)
             self._resume()
             self._skips = SkipRecorder(self.run_dir, config.data.max_bad_samples, self.parts.engine.world_group)
@@ -116,7 +117,7 @@ class Trainer:
                 self._resources.callback(self._listener.on_end)
                 self._listener.on_start(self.state.steps_done, steps)
             self._telemetry.on_start(self.state.steps_done)
-            if self._owes_evaluation():
+            if self._validation.is_owed(self.state.steps_done):
                 self.evaluate(signals)
             while self.state.steps_done < steps:
                 outcome = self.step()
@@ -132,9 +133,9 @@ class Trainer:
                     if done < steps and self._place_experts():
                         self._loader.close()
                         self._batches = self._open_batches()
-                if self._evaluation_due():
+                if self._validation.is_due(done):
                     self.evaluate(signals)
-            if self._evaluated_step != self.state.steps_done:
+            if self._validation.latest_step != self.state.steps_done:
                 self.evaluate(signals)
             self._saver.wait()
             if self.env.is_main and self.state.skips.samples:
@@ -169,12 +170,16 @@ class Trainer:
                 self._listener.on_note(f"left out: {skip.message}")
         if outcome.skipped:
             parts.matching.load_state_dict(running_mean)
-            self._count_bad_step(
-                [key for _, found, keys in passes if not found.loss_sum_T.isfinite().all() for key in keys],
-                [key for _, _, keys in passes for key in keys],
+            self.state.bad_steps += 1
+            first = self.state.cursor.position
+            self._bad_steps.add(
+                self.state.steps_done,
+                range(first, first + train.images_per_step),
+                suspects=[key for _, found, keys in passes if not found.loss_sum_T.isfinite().all() for key in keys],
+                batch=[key for _, _, keys in passes for key in keys],
             )
         else:
-            self._bad_in_a_row = 0
+            self._bad_steps.forget()
             for loss, statistics, _ in passes:
                 self.state.journal.add_micro_batch(loss, statistics, scale)
                 self.state.ledger.update(statistics.routing)
@@ -190,54 +195,15 @@ class Trainer:
             Interrupted: one of `signals` came, after a checkpoint.
             UserError: a damaged shard, or no space.
         """
-        parts, config, step = self.parts, self.config, self.state.steps_done
-        if self._constants is None:
-            self._constants = on_each(
-                parts.engine.world_group,
-                lambda: constant_predictor(
-                    parts.train_index,
-                    parts.tasks,
-                    config.data.image_size,
-                    tolerant=config.data.max_bad_samples > 0,
-                ),
-            )
-        ledger = RoutingLedger(self.state.ledger.layers, self.state.ledger.tasks)
-        forward = model_forward(parts.model, ledger)
 
-        def forward_unless_told(prepared: Prepared) -> Mapping[str, torch.Tensor]:
+        def stop_if_told() -> None:
             if signals is not None:
                 self._stop_if_told(signals)
-            return forward(prepared)
 
-        parts.objective.eval()
-        evaluation = evaluate(
-            forward_unless_told,
-            parts.val_index,
-            config,
-            parts.tasks,
-            constants=self._constants,
-            rank=self.env.rank,
-            world=self.env.world,
-            group=parts.engine.world_group,
-            device=parts.engine.device,
-            limit=config.evaluate.images,
-        )
-        parts.objective.train()
-        ledger.all_reduce(parts.engine.world_group)
-        self._on_main_alone(lambda: write_ledger(self.run_dir, ledger, step=step))
-        self._on_main_alone(lambda: write_evaluation(self.run_dir, evaluation, step=step, split="val"))
+        step = self.state.steps_done
+        evaluation = self._validation.run(step, before_batch=stop_if_told)
         self._on_main_alone(lambda: self._monitor.on_evaluation(evaluation.to_json(step, "val")))
-        self._evaluated_step = step
         return evaluation
-
-    def _evaluation_due(self) -> bool:
-        every, done = self.config.evaluate.every_steps, self.state.steps_done
-        return every > 0 and done > 0 and done % every == 0
-
-    def _owes_evaluation(self) -> bool:
-        """Whether the run was ended between a checkpoint and the evaluation of the same step. A collective call."""
-        path = self.run_dir / "evaluation" / f"step_{self.state.steps_done:08d}_val.json"
-        return on_main(self.parts.engine.world_group, lambda: self._evaluation_due() and not path.exists())
 
     def _stop_if_told(self, signals: StopSignals) -> None:
         """Save and raise Interrupted when a signal has reached any rank. A collective call."""
@@ -249,17 +215,6 @@ class Trainer:
     def close(self) -> None:
         """Release loader, engine and run folder; `fit` has done so when it returns."""
         self._resources.close()
-
-    def _check_same_config(self) -> None:
-        """Refuse ranks that read other files or were given other overrides: their collectives would not fit."""
-        assert dist.group.WORLD is not None, "init_distributed has made it"
-        first, *others = on_all(dist.group.WORLD, lambda: self.config)
-        for rank, other in enumerate(others, start=1):
-            if differing := differing_keys(first, other):
-                raise UserError(
-                    f"rank {rank} has another {', '.join(differing)} than rank 0: start all ranks with the same "
-                    "configuration file and overrides"
-                )
 
     def _lock(self) -> None:
         """Keep other runs out of the folder; rank 0 does so, and every rank raises if it cannot."""
@@ -334,30 +289,6 @@ class Trainer:
             self._listener.on_note(f"left out: {unlabelled} of {total} training images, without a label of these tasks")
         return iter(loader)
 
-    def _count_bad_step(self, suspects: list[str], batch: list[str]) -> None:
-        """Count a step without an update. A collective call: all ranks share the gradient norm, hence come here.
-
-        Args:
-            suspects: this rank's samples in passes whose task loss is not finite.
-            batch: all samples of this rank's passes.
-        """
-        self.state.bad_steps += 1
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row < self.config.train.max_bad_steps:
-            return
-        of_ranks = on_all(self.parts.engine.world_group, lambda: (suspects, batch))
-        found, used = ([key for of_rank in of_ranks for key in of_rank[part]] for part in (0, 1))
-        first = self.state.cursor.position
-        cause = (
-            f"task losses were not finite in passes with the samples {_some(found)}: look at these, or "
-            if found
-            else f"all task losses of its samples ({_some(used)}) were finite, so the gradient overflowed: "
-        )
-        raise UserError(
-            f"no finite gradient in {self._bad_in_a_row} steps in a row, the last one step {self.state.steps_done} "
-            f"(images {first} to {first + self.config.train.images_per_step - 1} of the plan); {cause}lower optim.lr"
-        )
-
     def _log(self, outcome: StepOutcome) -> None:
         """Write a line of metrics.jsonl. A collective call."""
         state, done = self.state, self.state.steps_done
@@ -384,8 +315,3 @@ class Trainer:
             return
         self._saver.save(self.state.steps_done, self.state.collect(self.parts.engine.world_group, self.env.rank))
         self._saved_step = self.state.steps_done
-
-
-def _some(keys: list[str], shown: int = 16) -> str:
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(keys[:shown]) + more

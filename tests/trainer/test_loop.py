@@ -168,12 +168,12 @@ def test_ctrl_c_saves_at_the_step_boundary_and_the_run_goes_on(
 
 
 def _failing_on_rank_1(rank: int, world: int, folder: Path, where: str) -> str:
-    def read(index: ShardIndex, *args: Any, real: Callable[..., Any] = read_batch) -> Any:
+    def read(index: ShardIndex, *args: Any, shared: bool, real: Callable[..., Any] = read_batch) -> Any:
         validates = index.storage.place.endswith("/val")
         kind = "validation" if validates else "training" if args[-1] is not None else "constants"
         if rank == 1 and kind == where:
             raise UserError(f"{where} fails")
-        return real(index, *args)
+        return real(index, *args, shared=shared)
 
     def load(*args: Any, real: Callable[..., ShardIndex] = ShardIndex.load) -> ShardIndex:
         if rank == 1 and where == "index":
@@ -225,11 +225,11 @@ def test_ctrl_c_during_an_evaluation_is_not_lost_nor_is_the_evaluation(
 ) -> None:
     link_shards(undisturbed, tmp_path)
 
-    def constants(*args: Any) -> Constants:
+    def constants(*args: Any, tolerant: bool) -> Constants:
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
-    with mock.patch("trainer.loop.constant_predictor", constants), pytest.raises(Interrupted):
+    with mock.patch("trainer.validation.constant_predictor", constants), pytest.raises(Interrupted):
         train(tmp_path, alone, f"train.steps={steps}", "evaluate.every_steps=2")
     assert not (tmp_path / "run" / "evaluation").exists()
     train(tmp_path, alone, f"train.steps={steps}", "evaluate.every_steps=2")
