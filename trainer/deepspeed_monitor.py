@@ -158,7 +158,8 @@ def _check_libraries(monitor: MonitorConfig) -> None:
     wanted = {"tensorboard": monitor.tensorboard, "wandb": monitor.wandb_project is not None}
     keys = {"tensorboard": "monitor.tensorboard", "wandb": "monitor.wandb_project"}
     for library, enabled in wanted.items():
-        if enabled and find_spec(library) is None:
+        spec = find_spec(library) if enabled else None
+        if enabled and (spec is None or spec.origin is None):  # without origin: a folder that happens to have the name
             raise UserError(
                 f"{keys[library]}: {library} is not installed; `pip install 'modsquad[{library}]'` does it, or leave "
                 "the key out"

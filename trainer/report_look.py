@@ -33,6 +33,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; font-weight: 600; font-size: 12.5px; color: var(--soft); }
 th, td { padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); white-space: nowrap; vertical-align: middle; }
 tr:last-child td { border-bottom: 0; }
+th { white-space: normal; vertical-align: bottom; }
 th.number, td.number { text-align: right; }
 img { display: block; max-width: 100%; height: auto; margin: 10px 0 18px; }
 .good { color: var(--good); font-weight: 600; }
@@ -60,7 +61,7 @@ pre { overflow-x: auto; background: var(--page); border: 1px solid var(--line); 
   .slide .scroll > img { width: auto; max-width: 100%; }
   .slide { margin: 0 -4px; }
   th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); white-space: normal;
-    min-width: 110px; max-width: 45vw; overflow-wrap: anywhere; }
+    max-width: 45vw; }
 }
 @media print { .slider { display: none; } .slide, .sliding h3 { display: block !important; } }
 """
