@@ -85,6 +85,11 @@ def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     assert rows(read_runs(runs), "Metrics")["mean gain over the first"][1].change == "+12.50 %"  # depth is the same
 
 
+def test_where_all_are_alike_none_is_the_best(first: Path, tmp_path: Path) -> None:
+    values = rows(read_runs([first, write_run(tmp_path / "twin")]), "Metrics")["depth_zbuffer, abs_rel ↓"]
+    assert values == (ComparedValue(text="0.2"), ComparedValue(text="0.2", change="+0.00 %"))
+
+
 def test_only_settings_that_differ_are_listed(first: Path, second: Path) -> None:
     found = rows(read_runs([first, second]), "Configuration")
     assert {key: tuple(value.text for value in values) for key, values in found.items()} == {
