@@ -65,6 +65,8 @@ def _layout_table(layouts: "Sequence[PlannedLayout]", cluster: "Cluster") -> Tab
         caption=f"activations with {LOAD:g} times an even share of tokens at the experts; {RESERVED_GIB:g} GiB of a "
         "GPU left to the system; s: compute and bytes one after the other",
         caption_justify="left",
+        box=None,  # twelve columns in eighty characters
+        padding=(0, 1, 0, 0),
     )
     for column in (
         "ep",
@@ -75,7 +77,7 @@ def _layout_table(layouts: "Sequence[PlannedLayout]", cluster: "Cluster") -> Tab
         "optim",
         "activ",
         "total",
-        "a2a",
+        "all-to-all",
         "experts",
         "dense",
         "s",
@@ -89,9 +91,9 @@ def _layout_table(layouts: "Sequence[PlannedLayout]", cluster: "Cluster") -> Tab
             str(layout.ep_size),
             str(layout.zero_stage),
             f"{layout.micro_batch}x{layout.accumulation}",
-            *(f"{size / GIB:.2f}" for size in sizes),
+            *(f"{size / GIB:.1f}" for size in sizes),
             *(f"{count / 1e6:.0f}" for count in (traffic.all_to_all, traffic.experts, traffic.dense)),
             f"{layout.seconds:.3f}",
-            "" if layout.fits else "[red]too large",
+            "" if layout.fits else "[red]no",
         )
     return table
