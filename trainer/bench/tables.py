@@ -39,21 +39,23 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def limits_table(verdicts: Sequence[Verdict]) -> Table:
-    """Return one row per limit: its bound, what was measured, and whether it is met."""
-    table = Table(title="limits", title_justify="left")
+    """Return one row per limit that was measured: its bound, the measurement, and whether it is met."""
+    unknown = sum(verdict.measured is None for verdict in verdicts)
+    table = Table(title="limits", title_justify="left", caption_justify="left")
+    if unknown:
+        table.caption = f"not measured: {unknown} limits of {len(verdicts)}"
     table.add_column("ratio to the reference")
-    for column in ("limit", "measured"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    words = {True: "[green]met", False: "[red]not met", None: "not measured"}
+    for column in ("limit", "measured", "verdict"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=8)
     for verdict in verdicts:
+        if verdict.measured is None:
+            continue
         limit = verdict.limit
-        measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
         table.add_row(
             f"{limit.comparison if limit.quantity == 'moved' else limit.row}, {limit.dtype}, {limit.quantity}",
             f"{limit.sign} {limit.bound:.2f}",
-            measured,
-            words[verdict.met],
+            f"{verdict.measured:.2f}",
+            "[green]met" if verdict.met else "[red]not met",
         )
     return table
 
