@@ -17,6 +17,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "deepspeed": {"trainer/engine.py", "trainer/bench/peers.py"},  # the latter measures DeepSpeed's own layer
     "fairscale": {"trainer/activation_checkpointing.py"},
+    "optuna": {"cluster/tune_search.py"},
     "webdataset": {"data_pipeline/shards.py", "trainer/bench/data_shards.py"},  # the latter measures its readers
     "torch.distributed": {"model/dispatch.py", "cluster/doctor_ranks.py", "trainer/"},
 }
