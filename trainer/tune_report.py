@@ -117,7 +117,7 @@ def _draw(tuning: Tuning, path: Path) -> None:
         axis.set(xlabel="peak memory of the fullest rank, GiB", ylabel="images per second")
         axis.set_title(f"{len(tuning.trials)} trials" + (f", {failed} failed" if failed else ""))
         if done or stopped:
-            axis.legend(loc="best")
+            axis.legend(loc="lower right")
 
 
 def _places(trials: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:

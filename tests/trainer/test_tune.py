@@ -9,11 +9,14 @@ from rich.console import Console
 
 from cluster.tune_space import Space, search_space
 from configs.errors import UserError
+from configs.launch import LaunchConfig
 from configs.load import load_config
 from configs.schema import RunConfig
+from trainer.plan import GIB, RESERVED_GIB
 from trainer.run_files import read_config
 from trainer.tune import CLEARLY_SLOWER, Tuning, fits_memory, tune
 from trainer.tune_files import TRIALS_FILE, SearchRecord, TrialRecord
+from trainer.tune_place import slurm_job, this_machine
 from trainer.tune_report import PICTURE_FILE, describe_trial, pareto_front, tuning_table, write_tuning
 from trainer.tune_runs import Stopped, Trial
 from trainer.tune_trial import TrialFigures, read_request
@@ -184,3 +187,20 @@ def test_the_pareto_front_has_no_trial_that_another_beats() -> None:
 def test_a_trial_is_described_in_one_line() -> None:
     failed = TrialRecord(trial=7, values={"parallel.bucket_elements": 50_000_000}, status="failed", reason="no shard")
     assert describe_trial(failed) == "trial 7: failed (no shard): bucket_elements=50M"
+
+
+def test_ranks_and_memory_of_a_job_are_those_of_its_profile() -> None:
+    gpus = slurm_job(LaunchConfig(nodes=2, gpus_per_node=4, cpus_per_rank=6), 80.0)
+    assert (gpus.ranks, gpus.gpus, gpus.cores_per_rank) == (8, True, 6)
+    assert gpus.memory_bytes == (80 - RESERVED_GIB) * GIB
+    assert slurm_job(LaunchConfig(gpus_per_node=4, mem_gb=64), None).memory_bytes is None, "of a GPU nothing is known"
+    cpus = slurm_job(LaunchConfig(nodes=2, ranks_per_node=4, mem_gb=64), None)
+    assert (cpus.ranks, cpus.gpus, cpus.memory_bytes) == (8, False, 16 * GIB)
+
+
+def test_this_machine_shares_its_memory_among_ranks() -> None:
+    one, four = this_machine(1, None), this_machine(4, None)
+    assert one.memory_bytes is not None
+    assert four.memory_bytes is not None
+    assert 0 < four.memory_bytes < one.memory_bytes / 2
+    assert this_machine(2, 1.5).ranks == 2

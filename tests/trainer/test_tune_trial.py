@@ -16,7 +16,7 @@ from configs.schema import RunConfig
 from tests.ranks import run_ranks
 from tests.services.prometheus import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
-from trainer.tune_runs import failure_in
+from trainer.tune_runs import LocalRunner, Stopped, Trial, failure_in
 from trainer.tune_trial import TrialFigures, TrialRequest, measure, read_figures
 
 SEARCH = (
@@ -89,6 +89,39 @@ def test_of_what_failing_ranks_say_the_cause_is_taken(tmp_path: Path, logs: list
         path.write_text(text)
     told = failure_in([*paths, tmp_path / "missing.log"])
     assert told == found if found is None else (told or "").startswith(found)
+
+
+def run_one(folder: Path, program: str) -> list[tuple[int, str | None]]:
+    """Run a trial whose ranks run `program`; return what is told."""
+    told: list[tuple[int, str | None]] = []
+    folder.mkdir(exist_ok=True)
+    runner = LocalRunner(ranks=2, command=(sys.executable, "-c", program))
+    runner([Trial(folder, "seed: 1\n")], lambda place, reason: told.append((place, reason)))
+    return told
+
+
+def test_a_trial_whose_ranks_fail_says_why(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; sys.exit('error: rank 0 lost rank 1' if os.environ['RANK'] == '0' else 'error: no shard')"
+    )
+    assert run_one(tmp_path / "trial", program) == [(0, "no shard")]
+    assert run_one(tmp_path / "trial", "import os; os.kill(os.getpid(), 9)") == [
+        (0, "rank 0 was ended by SIGKILL (out of memory?)")
+    ]
+    assert run_one(tmp_path / "trial", "import sys; assert open(sys.argv[1]).read() == 'seed: 1\\n'") == [(0, None)]
+
+
+def test_a_signal_ends_the_search_and_not_the_trial(tmp_path: Path) -> None:
+    program = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(20)"
+    with pytest.raises(Stopped) as stopped:
+        run_one(tmp_path / "trial", program)
+    assert stopped.value.exit_status == 128 + signal.SIGINT
+
+
+def test_a_trial_that_was_over_when_the_search_was_ended_is_not_run_again(tmp_path: Path) -> None:
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "trial.json").write_text("{}")
+    assert run_one(tmp_path / "trial", "import sys; sys.exit(1)") == [(0, None)]
 
 
 def trials_of(out: Path) -> list[dict[str, Any]]:
