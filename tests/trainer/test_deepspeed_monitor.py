@@ -15,6 +15,7 @@ from configs.errors import UserError
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import NAMES, loop_config, make_shards
 from tests.trainer.rank_processes import lines_of
+from tests.trainer.run_folder import step_line
 from trainer.deepspeed_monitor import DeepSpeedMonitor, line_events
 from trainer.engine import close_distributed
 from trainer.loop import Trainer
@@ -111,6 +112,17 @@ def test_a_finished_run_that_is_started_again_gets_all_of_its_past(folder: Path)
     close_distributed()
     _fit(0, 1, folder, "train.steps=2", *ALL_FILES)
     assert_record_once(folder / "run")
+
+
+def test_other_ranks_touch_nothing(tmp_path: Path) -> None:
+    kept = tmp_path / "monitor" / "csv" / "train_loss.csv"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of rank 0")
+    monitor = DeepSpeedMonitor(tmp_path, loop_config(tmp_path, *ALL_FILES), RankEnv(rank=1, world=2, local_rank=1), 0)
+    monitor.on_line(step_line(1))
+    monitor.close()
+    assert [path for path in (tmp_path / "monitor").rglob("*") if path.is_file()] == [kept]
+    assert kept.read_text() == "of rank 0"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
