@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from configs.section import NonNegative, Positive, Section
 from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
-from configs.watching import MonitorConfig, TelemetryConfig
+from configs.watching import TelemetryConfig, TrackersConfig
 from configs.zero_stage import ZeroStage
 
 Init = Literal["standard", "published"]
@@ -357,7 +357,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
-    monitor: MonitorConfig = MonitorConfig()
+    trackers: TrackersConfig = TrackersConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":

@@ -1,4 +1,4 @@
-"""How a run is seen while it trains: the parts `telemetry` and `monitor` of its configuration."""
+"""How a run is seen while it trains: the parts `telemetry` and `trackers` of its configuration."""
 
 from typing import Annotated
 
@@ -18,20 +18,20 @@ class TelemetryConfig(Section):
     """Count an expert's tokens per task; False: per expert only, which makes fewer series."""
 
 
-class MonitorConfig(Section):
+class TrackersConfig(Section):
     """Copies of metrics.jsonl and of the evaluations for other programs, written by DeepSpeed's monitor on rank 0."""
 
     tensorboard: bool = False
-    """Write event files to RUN/monitor/tensorboard; needs the extra `tensorboard`."""
+    """Write event files to RUN/trackers/tensorboard; needs the extra `tensorboard`."""
     csv: bool = False
-    """Write RUN/monitor/csv, one file of steps and values per metric."""
+    """Write RUN/trackers/csv, one file of steps and values per metric."""
     wandb_project: str | None = None
     """Send to this project of Weights & Biases; needs the extra `wandb`. None: nothing is sent."""
     wandb_team: str | None = None
     """Team that owns the project; None: the user's default."""
 
     @model_validator(mode="after")
-    def _check(self) -> "MonitorConfig":
+    def _check(self) -> "TrackersConfig":
         if self.wandb_team is not None and self.wandb_project is None:
             raise ValueError("wandb_team needs wandb_project")
         return self

@@ -30,7 +30,6 @@ from trainer.bad_steps import BadSteps
 from trainer.checkpoint import load_latest
 from trainer.checkpoint_save import CheckpointSaver
 from trainer.continuity import check_continues, check_same_on_all
-from trainer.deepspeed_monitor import DeepSpeedMonitor
 from trainer.engine import StepOutcome, init_distributed
 from trainer.evaluate import Evaluation
 from trainer.interruption import Interrupted, StopSignals
@@ -42,6 +41,7 @@ from trainer.run_lock import lock_run
 from trainer.run_state import RunState
 from trainer.skipped import SkipRecorder, describe_skips
 from trainer.telemetry import Telemetry
+from trainer.trackers import Trackers
 from trainer.validation import Validation
 
 
@@ -87,11 +87,11 @@ class Trainer:
             self._resume()
             self._skips = SkipRecorder(self.run_dir, config.data.max_bad_samples, self.parts.engine.world_group)
             self._telemetry = self._serve_metrics()
-            self._monitor = on_each(
+            self._trackers = on_each(
                 self.parts.engine.world_group,
-                lambda: DeepSpeedMonitor(self.run_dir, config, env, self.state.steps_done),
+                lambda: Trackers(self.run_dir, config, env, self.state.steps_done),
             )
-            resources.callback(self._monitor.close)
+            resources.callback(self._trackers.close)
             self._saver = CheckpointSaver(
                 self.run_dir, self.parts.engine, config.checkpoint, self._telemetry.on_checkpoint
             )
@@ -202,7 +202,7 @@ class Trainer:
 
         step = self.state.steps_done
         evaluation = self._validation.run(step, before_batch=stop_if_told)
-        self._on_main_alone(lambda: self._monitor.on_evaluation(evaluation.to_json(step, "val")))
+        self._on_main_alone(lambda: self._trackers.on_evaluation(evaluation.to_json(step, "val")))
         return evaluation
 
     def _stop_if_told(self, signals: StopSignals) -> None:
@@ -305,7 +305,7 @@ class Trainer:
             "time": time.time(),
         }
         self._on_main_alone(lambda: append_line(self.run_dir, self._line))
-        self._on_main_alone(lambda: self._monitor.on_line(self._line))
+        self._on_main_alone(lambda: self._trackers.on_line(self._line))
         self._telemetry.on_line(self._line, routing)
         state.journal.next_line()
 

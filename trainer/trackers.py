@@ -1,8 +1,8 @@
-"""The part `monitor` of a configuration: what a run logs, for TensorBoard, spreadsheets, and Weights & Biases.
+"""The part `trackers` of a configuration: what a run logs, for TensorBoard, spreadsheets, and Weights & Biases.
 
 DeepSpeed's monitor writes, on rank 0 alone; metrics.jsonl and evaluation/ stay the record. At every start of a run the
-files in RUN/monitor/ are written anew from that record, so that they hold each step once, however often the run was
-killed, and all of it when the monitor is switched on in the middle. Weights & Biases is only sent what is new: each
+files in RUN/trackers/ are written anew from that record, so that they hold each step once, however often the run was
+killed, and all of it when a tracker is switched on in the middle. Weights & Biases is only sent what is new: each
 start is a run of its own there, in the group named after the run folder.
 """
 
@@ -19,15 +19,15 @@ from cluster.env import RankEnv
 from configs.atomic import cannot_write
 from configs.errors import UserError
 from configs.schema import RunConfig
-from configs.watching import MonitorConfig
+from configs.watching import TrackersConfig
 from trainer.engine import Event, open_monitor
 from trainer.journal import METRICS_FILE
 from trainer.run_files import parse_json, read_text
 
-MONITOR = "monitor"
+TRACKERS = "trackers"
 
 
-class DeepSpeedMonitor:
+class Trackers:
     """Copies lines of metrics.jsonl and evaluations; does nothing on ranks other than 0, or with all switched off."""
 
     def __init__(self, run_dir: Path, config: RunConfig, env: RankEnv, step: int) -> None:
@@ -35,26 +35,26 @@ class DeepSpeedMonitor:
 
         Args:
             run_dir: the run folder; its metrics.jsonl ends at `step`.
-            config: reads `monitor` and `train.images_per_step`.
+            config: reads `trackers` and `train.images_per_step`.
             env: this rank.
             step: finished steps.
 
         Raises:
             UserError: a library is missing, a file cannot be written or read, or Weights & Biases does not start.
         """
-        monitor = config.monitor
-        _check_libraries(monitor)
-        self._folder, self._images = run_dir / MONITOR, config.train.images_per_step
+        trackers = config.trackers
+        _check_libraries(trackers)
+        self._folder, self._images = run_dir / TRACKERS, config.train.images_per_step
         self._writers: list[Callable[[list[Event]], None]] = []
         self._evaluated: set[int] = set()
-        self._sends = env.is_main and monitor.wandb_project is not None
+        self._sends = env.is_main and trackers.wandb_project is not None
         if not env.is_main:
             return
-        if monitor.tensorboard or monitor.csv:
-            self._writers.append(self._open_files(monitor))
+        if trackers.tensorboard or trackers.csv:
+            self._writers.append(self._open_files(trackers))
             self._write(self._record(run_dir, step))
         if self._sends:
-            self._writers.append(self._open_wandb(monitor, run_dir.resolve().name))
+            self._writers.append(self._open_wandb(trackers, run_dir.resolve().name))
 
     def on_line(self, line: Mapping[str, Any]) -> None:
         """Copy a line of metrics.jsonl.
@@ -100,13 +100,13 @@ class DeepSpeedMonitor:
                 events += evaluation_events(values)
         return events
 
-    def _open_files(self, monitor: MonitorConfig) -> Callable[[list[Event]], None]:
+    def _open_files(self, trackers: TrackersConfig) -> Callable[[list[Event]], None]:
         """Begin new files in folders of their own."""
         settings = {
             section: {"enabled": enabled, "output_path": str(self._folder), "job_name": name}
             for section, name, enabled in (
-                ("tensorboard", "tensorboard", monitor.tensorboard),
-                ("csv_monitor", "csv", monitor.csv),
+                ("tensorboard", "tensorboard", trackers.tensorboard),
+                ("csv_monitor", "csv", trackers.csv),
             )
         }
         try:
@@ -118,16 +118,16 @@ class DeepSpeedMonitor:
         except OSError as error:
             raise cannot_write(self._folder, error) from error
 
-    def _open_wandb(self, monitor: MonitorConfig, group: str) -> Callable[[list[Event]], None]:
+    def _open_wandb(self, trackers: TrackersConfig, group: str) -> Callable[[list[Event]], None]:
         self._folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DIR", str(self._folder))
-        settings = {"enabled": True, "project": monitor.wandb_project, "team": monitor.wandb_team, "group": group}
+        settings = {"enabled": True, "project": trackers.wandb_project, "team": trackers.wandb_team, "group": group}
         try:
             return open_monitor({"wandb": settings})
         except Exception as error:  # of many kinds: no key, no network, no such team
             reason = " ".join(str(error).split())
             raise UserError(
-                f"Weights & Biases does not start: {reason}; see `wandb login`, or set monitor.wandb_project=null"
+                f"Weights & Biases does not start: {reason}; see `wandb login`, or set trackers.wandb_project=null"
             ) from error
 
 
@@ -153,10 +153,10 @@ def evaluation_events(values: Mapping[str, Any]) -> list[Event]:
     ]
 
 
-def _check_libraries(monitor: MonitorConfig) -> None:
+def _check_libraries(trackers: TrackersConfig) -> None:
     """Raise on every rank alike when what the configuration asks for is not installed."""
-    wanted = {"tensorboard": monitor.tensorboard, "wandb": monitor.wandb_project is not None}
-    keys = {"tensorboard": "monitor.tensorboard", "wandb": "monitor.wandb_project"}
+    wanted = {"tensorboard": trackers.tensorboard, "wandb": trackers.wandb_project is not None}
+    keys = {"tensorboard": "trackers.tensorboard", "wandb": "trackers.wandb_project"}
     for library, enabled in wanted.items():
         spec = find_spec(library) if enabled else None
         if enabled and (spec is None or spec.origin is None):  # without origin: a folder that happens to have the name

@@ -16,11 +16,11 @@ from tests.ranks import run_ranks
 from tests.trainer.loop_run import NAMES, loop_config, make_shards
 from tests.trainer.rank_processes import lines_of
 from tests.trainer.run_folder import step_line
-from trainer.deepspeed_monitor import DeepSpeedMonitor, line_events
 from trainer.engine import close_distributed
 from trainer.loop import Trainer
+from trainer.trackers import Trackers, line_events
 
-ALL_FILES = ("monitor.csv=true", "monitor.tensorboard=true")
+ALL_FILES = ("trackers.csv=true", "trackers.tensorboard=true")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def _fit(rank: int, world: int, folder: Path, *overrides: str) -> None:
 def csv_values(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return file name -> (step, value); checks that there is one header line."""
     found = {}
-    for path in (run / "monitor" / "csv").glob("*.csv"):
+    for path in (run / "trackers" / "csv").glob("*.csv"):
         header, *rows = csv.reader(path.read_text().splitlines())
         assert header[0] == "step"
         found[path.stem] = [(int(step), float(value)) for step, value in rows]
@@ -55,13 +55,13 @@ def csv_values(run: Path) -> dict[str, list[tuple[int, float]]]:
 def tensorboard_values(run: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run / "monitor" / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(run / "trackers" / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def recorded(run: Path, images_per_step: int = 4) -> dict[str, list[tuple[int, float]]]:
-    """Return what metrics.jsonl and the evaluations say, by the names of the monitor."""
+    """Return what metrics.jsonl and the evaluations say, by the names in the trackers."""
     wanted: dict[str, list[tuple[int, float]]] = {}
     for line in lines_of(run):
         values: dict[str, Any] = {
@@ -108,55 +108,55 @@ def test_two_ranks_write_the_record_once_and_again_once_after_a_restart(folder: 
 
 def test_a_finished_run_that_is_started_again_gets_all_of_its_past(folder: Path) -> None:
     _fit(0, 1, folder, "train.steps=2")
-    assert not (folder / "run" / "monitor").exists()  # off by default
+    assert not (folder / "run" / "trackers").exists()  # off by default
     close_distributed()
     _fit(0, 1, folder, "train.steps=2", *ALL_FILES)
     assert_record_once(folder / "run")
 
 
 def test_other_ranks_touch_nothing(tmp_path: Path) -> None:
-    kept = tmp_path / "monitor" / "csv" / "train_loss.csv"
+    kept = tmp_path / "trackers" / "csv" / "train_loss.csv"
     kept.parent.mkdir(parents=True)
     kept.write_text("of rank 0")
-    monitor = DeepSpeedMonitor(tmp_path, loop_config(tmp_path, *ALL_FILES), RankEnv(rank=1, world=2, local_rank=1), 0)
-    monitor.on_line(step_line(1))
-    monitor.close()
-    assert [path for path in (tmp_path / "monitor").rglob("*") if path.is_file()] == [kept]
+    trackers = Trackers(tmp_path, loop_config(tmp_path, *ALL_FILES), RankEnv(rank=1, world=2, local_rank=1), 0)
+    trackers.on_line(step_line(1))
+    trackers.close()
+    assert [path for path in (tmp_path / "trackers").rglob("*") if path.is_file()] == [kept]
     assert kept.read_text() == "of rank 0"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_missing_library_is_named_with_its_extra_on_every_rank(tmp_path: Path, rank: int) -> None:
-    config = loop_config(tmp_path, "monitor.tensorboard=true")
+    config = loop_config(tmp_path, "trackers.tensorboard=true")
     with (
-        mock.patch("trainer.deepspeed_monitor.find_spec", return_value=None),
+        mock.patch("trainer.trackers.find_spec", return_value=None),
         pytest.raises(
-            UserError, match=r"monitor\.tensorboard: tensorboard is not installed; .*modsquad\[tensorboard\]"
+            UserError, match=r"trackers\.tensorboard: tensorboard is not installed; .*modsquad\[tensorboard\]"
         ),
     ):
-        DeepSpeedMonitor(tmp_path, config, RankEnv(rank=rank, world=2, local_rank=rank), 0)
+        Trackers(tmp_path, config, RankEnv(rank=rank, world=2, local_rank=rank), 0)
 
 
 def test_weights_and_biases_is_named_when_missing_and_when_it_does_not_start(tmp_path: Path) -> None:
-    config = loop_config(tmp_path, "monitor.wandb_project=squads")
+    config = loop_config(tmp_path, "trackers.wandb_project=squads")
     with (
-        mock.patch("trainer.deepspeed_monitor.find_spec", return_value=None),
-        pytest.raises(UserError, match=r"monitor\.wandb_project: wandb is not installed.*modsquad\[wandb\]"),
+        mock.patch("trainer.trackers.find_spec", return_value=None),
+        pytest.raises(UserError, match=r"trackers\.wandb_project: wandb is not installed.*modsquad\[wandb\]"),
     ):
-        DeepSpeedMonitor(tmp_path, config, RankEnv(), 0)
+        Trackers(tmp_path, config, RankEnv(), 0)
     with (
-        mock.patch("trainer.deepspeed_monitor.find_spec"),
-        mock.patch("trainer.deepspeed_monitor.open_monitor", side_effect=RuntimeError("no API\nkey")) as opened,
+        mock.patch("trainer.trackers.find_spec"),
+        mock.patch("trainer.trackers.open_monitor", side_effect=RuntimeError("no API\nkey")) as opened,
         pytest.raises(UserError, match="Weights & Biases does not start: no API key; see `wandb login`"),
     ):
-        DeepSpeedMonitor(tmp_path / "my-run", config, RankEnv(), 0)
+        Trackers(tmp_path / "my-run", config, RankEnv(), 0)
     assert opened.call_args.args[0]["wandb"]["group"] == "my-run"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "monitor").write_text("a file in the way")
-    with pytest.raises(UserError, match=r"cannot write .*/monitor"):
-        DeepSpeedMonitor(tmp_path, loop_config(tmp_path, "monitor.csv=true"), RankEnv(), 0)
+    (tmp_path / "trackers").write_text("a file in the way")
+    with pytest.raises(UserError, match=r"cannot write .*/trackers"):
+        Trackers(tmp_path, loop_config(tmp_path, "trackers.csv=true"), RankEnv(), 0)
 
 
 def test_a_number_that_does_not_exist_is_left_out() -> None:
@@ -179,4 +179,4 @@ def test_a_number_that_does_not_exist_is_left_out() -> None:
 
 def test_a_team_without_a_project_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wandb_team needs wandb_project"):
-        loop_config(tmp_path, "monitor.wandb_team=us")
+        loop_config(tmp_path, "trackers.wandb_team=us")
