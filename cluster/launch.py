@@ -20,7 +20,7 @@ from submitit.core.utils import FailedJobError
 
 from cluster.env import free_port
 from cluster.snapshot import snapshot_code
-from cluster.worker import RETRIED, TRAIN_ENTRY, TrainJob
+from cluster.worker import FAILED_FILE_VARIABLE, RETRIED, TRAIN_ENTRY, TrainJob
 from configs.atomic import cannot_write, write_text_atomically
 from configs.errors import UserError
 from configs.launch import LaunchConfig, minutes_of
@@ -178,17 +178,19 @@ def _executor(launch: LaunchConfig, folder: Path, code: Path, name: str) -> subm
         signal_delay_s=launch.grace_seconds,
         array_parallelism=launch.array_parallelism,
         srun_args=srun,
-        setup=[*_environment(code), *launch.setup],
+        setup=[*_environment(folder, code), *launch.setup],
         teardown=_requeue_lines(launch.max_requeues),
         additional_parameters={"requeue": True, **launch.slurm},
     )
     return executor
 
 
-def _environment(code: Path) -> list[str]:
+def _environment(folder: Path, code: Path) -> list[str]:
     """Return the lines that set what every rank finds in its environment."""
     return [
         _python_path(code),
+        f'export {FAILED_FILE_VARIABLE}={shlex.quote(str(folder.resolve()))}/"$SLURM_JOB_ID"_failed',
+        f'rm -f "${FAILED_FILE_VARIABLE}"',
         # Ranks wait for minutes, without a word, for a name that they cannot resolve. SLURM knows an address.
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "address=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
@@ -208,6 +210,7 @@ def _requeue_lines(max_requeues: int) -> list[str]:
     pattern = " | ".join(str(status) for status in sorted(RETRIED))
     return [
         "status=$?",
+        f'if [ -s "${FAILED_FILE_VARIABLE}" ]; then exit "$(cat "${FAILED_FILE_VARIABLE}")"; fi',
         'case "$status" in',
         f"  {pattern})",
         f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then',

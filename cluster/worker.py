@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -19,6 +21,8 @@ from cluster.env import RankEnv, detect
 from cluster.local import LOST_STATUS
 
 TRAIN_ENTRY = "trainer.entry:train_rank"
+FAILED_FILE_VARIABLE = "MODSQUAD_FAILED_FILE"
+"""Names the file by which a rank tells the batch script that another try would fail too."""
 WARNINGS = (signal.SIGTERM, signal.SIGUSR2)
 # A rank that was warned or has lost another is worth another try, and so is one that was killed: by a node that failed,
 # or for memory that a neighbour took.
@@ -44,9 +48,23 @@ class TrainJob:
             signal.signal(number, _leave_at_once)
         module, _, name = self.entry.partition(":")
         train: Callable[[str, RankEnv], int] = getattr(import_module(module), name)
-        if status := train(self.config, detect()):
+        try:
+            status = train(self.config, detect())
+        except Exception:
+            _tell_failure(1)
+            raise
+        if status not in (0, *RETRIED):
+            _tell_failure(status)
+        if status:
             _leave(status)
         return self.config
+
+
+def _tell_failure(status: int) -> None:
+    """Leave a note: srun ends the other ranks by signals, and reports the largest status of all."""
+    if path := os.environ.get(FAILED_FILE_VARIABLE):
+        with suppress(OSError):
+            Path(path).write_text(f"{status}\n", encoding="utf-8")
 
 
 def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
