@@ -189,6 +189,8 @@ def _environment(folder: Path, code: Path) -> list[str]:
     """Return the lines that set what every rank finds in its environment."""
     return [
         _python_path(code),
+        # sbatch passes on the environment of whoever submits, who may be a rank of another run.
+        "unset RANK WORLD_SIZE LOCAL_RANK MASTER_PORT",
         f'export {FAILED_FILE_VARIABLE}={shlex.quote(str(folder.resolve()))}/"$SLURM_JOB_ID"_failed',
         f'rm -f "${FAILED_FILE_VARIABLE}"',
         # Ranks wait for minutes, without a word, for a name that they cannot resolve. SLURM knows an address.

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from cluster.env import RankEnv, free_port
 from cluster.jobs import cancel_job, job_state
 from cluster.launch import Run, read_job, sbatch_script, submit
 from configs.errors import UserError
@@ -38,9 +40,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Path, shards: Path) -> list[StepRecord]:
-    """The lines of a run on two nodes that nothing happened to."""
+    """The lines of a run on two nodes that nothing happened to, submitted by a rank of another run."""
     run = make_run(shards, "undisturbed")
-    (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
+    with mock.patch.dict(os.environ, RankEnv(master_port=free_port()).variables()):
+        (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
     assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
     return read_steps(run.run_dir)
 
