@@ -169,7 +169,7 @@ def test_damaged_squads_are_named(squad: SquadModel, tmp_path: Path) -> None:
         load_squad(tmp_path)
     for damaged in (b"{", b"\x80\xff", b""):
         (tmp_path / SQUAD_FILE).write_bytes(damaged)
-        with pytest.raises(UserError, match="not valid JSON|not UTF-8"):
+        with pytest.raises(UserError, match=r"not valid JSON|not UTF-8"):
             load_squad(tmp_path)
 
 
