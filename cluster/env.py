@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from configs.errors import UserError
 
 _ANSWER_SECONDS = 10.0
-_SLURM_PORTS = range(20_000, 30_000)  # below the ports that Linux hands out by itself
+SLURM_PORTS = range(20_000, 30_000)  # below the ports that Linux hands out by itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def _slurm_rendezvous() -> dict[str, str]:
     if nodes and (first := re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)):
         values["MASTER_ADDR"] = _address_of("".join(part or "" for part in first.groups()))
     if (job := os.environ.get("SLURM_JOB_ID", "")).isdecimal():
-        values["MASTER_PORT"] = str(_SLURM_PORTS.start + int(job) % len(_SLURM_PORTS))
+        values["MASTER_PORT"] = str(SLURM_PORTS.start + int(job) % len(SLURM_PORTS))
     return values
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError
 
-from cluster.env import free_port
+from cluster.env import SLURM_PORTS, free_port
 from cluster.snapshot import snapshot_code
 from cluster.worker import FAILED_FILE_VARIABLE, RETRIED, TRAIN_ENTRY, TrainJob
 from configs.atomic import cannot_write, write_text_atomically
@@ -198,6 +198,10 @@ def _environment(folder: Path, code: Path) -> list[str]:
         "address=$(scontrol show node \"$first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
         "MASTER_ADDR=$(getent ahostsv4 \"${address:-$first}\" | awk 'NR == 1 {print $1}')",
         'export MASTER_ADDR="${MASTER_ADDR:-$first}"',
+        # This script runs on the first node, where rank 0 will listen: a port that nobody answers at.
+        f"MASTER_PORT=$(({SLURM_PORTS.start} + SLURM_JOB_ID % {len(SLURM_PORTS)}))",
+        'while (: </dev/tcp/127.0.0.1/"$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done',
+        "export MASTER_PORT",
         # Since SLURM 22.05 srun takes the cores of a task from here alone.
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
     ]

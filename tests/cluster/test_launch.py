@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from cluster.env import RankEnv, free_port
+from cluster.env import SLURM_PORTS, RankEnv, free_port
 from cluster.jobs import cancel_job, job_state
 from cluster.launch import Run, read_job, sbatch_script, submit
 from configs.errors import UserError
@@ -40,11 +41,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Path, shards: Path) -> list[StepRecord]:
-    """The lines of a run on two nodes that nothing happened to, submitted by a rank of another run."""
+    """The lines of a run on two nodes that nothing happened to.
+
+    It is the first job of its cluster, submitted by a rank of another run, and its first choice of a port is taken.
+    """
     run = make_run(shards, "undisturbed")
-    with mock.patch.dict(os.environ, RankEnv(master_port=free_port()).variables()):
+    with (
+        socket.create_server(("127.0.0.1", SLURM_PORTS.start + 1), reuse_port=True),
+        mock.patch.dict(os.environ, RankEnv(master_port=free_port()).variables()),
+    ):
         (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
-    assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
+        assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
+    assert record.job_id == "1"
     return read_steps(run.run_dir)
 
 
