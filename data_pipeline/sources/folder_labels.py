@@ -4,6 +4,7 @@ A description is a part of the YAML file (`sources.folder_spec`); `convert` maps
 What cannot be meant is refused rather than guessed: ids that no map names, vectors of another length.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -41,7 +42,7 @@ class Converted:
     known: NDArray[np.bool_] | None = None
 
 
-class FileLabel(Section):
+class FileLabel(Section, ABC):
     """A label that lies in a file of its own."""
 
     path: str
@@ -56,13 +57,13 @@ class FileLabel(Section):
             ValueError: it does not fit the task's row.
         """
 
+    @abstractmethod
     def convert(self, spec: TaskSpec, array: AnyArray) -> Converted:
         """Return the label in the encoding of `spec`.
 
         Raises:
             UserError: the file holds something else.
         """
-        raise NotImplementedError
 
     def finish(self, codes: AnyArray) -> AnyArray:
         """Return the label at the packed size, from the resampled `codes`."""

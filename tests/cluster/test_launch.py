@@ -17,8 +17,8 @@ from cluster.launch import Run, read_job, sbatch_script, submit
 from configs.errors import UserError
 from configs.launch import LaunchConfig
 from configs.load import dump_config
-from tests.services.prometheus import wait_until
 from tests.services.slurm import running_slurm, wait_for_job
+from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.run_files import StepRecord, read_steps
 

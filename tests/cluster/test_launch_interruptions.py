@@ -9,8 +9,8 @@ import pytest
 from cluster.launch import Run, submit
 from configs.launch import LaunchConfig
 from configs.load import dump_config
-from tests.services.prometheus import wait_until
 from tests.services.slurm import running_slurm, wait_for_job
+from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.run_files import read_steps
 

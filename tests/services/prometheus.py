@@ -2,16 +2,16 @@
 
 import json
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.services.programs import need_programs
+from tests.services.waiting import wait_until
 
 
 class Prometheus:
@@ -63,12 +63,3 @@ def running_prometheus(config: Path, data: Path, port: int) -> Iterator[Promethe
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until a condition holds; TimeoutError says what did not happen."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.2)

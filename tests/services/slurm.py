@@ -12,7 +12,7 @@ import pytest
 
 from cluster.jobs import JobState, job_state
 from tests.services.programs import need_programs
-from tests.services.prometheus import wait_until
+from tests.services.waiting import wait_until
 
 _SCRIPT = Path(__file__).with_suffix(".sh")
 _PROGRAMS = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}

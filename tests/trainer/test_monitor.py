@@ -16,7 +16,8 @@ import pytest
 from cluster.env import RankEnv, free_port
 from configs.errors import UserError
 from configs.load import dump_config
-from tests.services.prometheus import Prometheus, running_prometheus, wait_until
+from tests.services.prometheus import Prometheus, running_prometheus
+from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.monitor import write_monitoring
 

@@ -12,8 +12,8 @@ import pytest
 
 from cluster.launch import read_job
 from configs.load import dump_config
-from tests.services.prometheus import wait_until
 from tests.services.slurm import running_slurm
+from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 
 

@@ -14,7 +14,7 @@ from cluster.env import RankEnv
 from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 from tests.ranks import run_ranks
-from tests.services.prometheus import wait_until
+from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.tune_runs import LocalRunner, Stopped, Trial, failure_in
 from trainer.tune_trial import TrialFigures, TrialRequest, measure, read_figures
