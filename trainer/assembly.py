@@ -13,7 +13,7 @@ from model.dispatch import TrafficMeter
 from model.matching import Matching
 from model.mod_squad import ModSquad
 from trainer.activation_checkpointing import checkpoint_blocks
-from trainer.agreement import on_each
+from trainer.distributed.agreement import on_each
 from trainer.engine import Engine, expert_group
 from trainer.initial_weights import start_from_file
 from trainer.objective import Objective

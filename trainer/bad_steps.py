@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from configs.errors import UserError
-from trainer.agreement import on_all
+from trainer.distributed.agreement import on_all
 
 _SHOWN_KEYS = 16
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from configs.errors import UserError
 from configs.load import differing_keys
 from configs.schema import RunConfig
-from trainer.agreement import on_all
+from trainer.distributed.agreement import on_all
 from trainer.run_files import read_config
 
 # What a run was trained with so far cannot change on the way.

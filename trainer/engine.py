@@ -22,10 +22,10 @@ from cluster.env import RankEnv
 from cluster.groups import Layout
 from configs.schema import ParallelConfig, RunConfig
 from model.dispatch import ExpertGroup
-from trainer.expert_moves import move_experts
+from trainer.distributed.expert_moves import move_experts
+from trainer.distributed.process_groups import ProcessGroups, create_groups, join_world, leave_meeting
 from trainer.master_state import LogicalState, MasterState, PartitionedMasterState, ReplicatedMasterState
 from trainer.optim import param_groups
-from trainer.process_groups import ProcessGroups, create_groups, join_world, leave_meeting
 
 # Read when deepspeed is imported: without it a line about the missing GPU goes to the terminal.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from cluster.env import RankEnv
 from configs.load import load_config
+from trainer.distributed.rank_process import load_on_all, run_to_the_end
 from trainer.loop import Trainer
-from trainer.rank_process import load_on_all, run_to_the_end
 
 
 def train_rank(config: str, env: RankEnv, *, overrides: Sequence[str] = (), debug: bool = False) -> int:
@@ -18,7 +18,7 @@ def train_rank(config: str, env: RankEnv, *, overrides: Sequence[str] = (), debu
         debug: show the traceback of errors that the user can mend.
 
     Returns:
-        The exit status of this rank's process: see `trainer.rank_process.run_to_the_end`.
+        The exit status of this rank's process: see `trainer.distributed.rank_process.run_to_the_end`.
     """
 
     def action() -> None:

@@ -21,8 +21,8 @@ from configs.schema import RunConfig
 from model.dense_weights import read_dense_vit, start_from_dense
 from model.mod_squad import ModSquad
 from model.trained_weights import Taken, start_from_trained
-from trainer.agreement import on_each, on_main
-from trainer.export import load_exported
+from trainer.distributed.agreement import on_each, on_main
+from trainer.squads.export import load_exported
 
 _STATE_KEYS = ("model", "state_dict", "model_ema")
 

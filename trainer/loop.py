@@ -23,16 +23,17 @@ from data_pipeline.loader import TrainLoader
 from data_pipeline.skips import Skip
 from data_pipeline.targets import prepare_batch
 from data_pipeline.workers import start_worker_server
-from trainer.affine_placement import AffinePlacement, apply_placement, choose_placement
-from trainer.agreement import on_each, on_main
 from trainer.assembly import assemble
 from trainer.bad_steps import BadSteps
-from trainer.checkpoint import load_latest
-from trainer.checkpoint_save import CheckpointSaver
+from trainer.checkpoint.reading import load_latest
+from trainer.checkpoint.saving import CheckpointSaver
 from trainer.continuity import check_continues, check_same_on_all
+from trainer.distributed.affine_placement import AffinePlacement, apply_placement, choose_placement
+from trainer.distributed.agreement import on_each, on_main
+from trainer.distributed.interruption import Interrupted, StopSignals
 from trainer.engine import StepOutcome, init_distributed
-from trainer.evaluate import Evaluation
-from trainer.interruption import Interrupted, StopSignals
+from trainer.evaluation.evaluate import Evaluation
+from trainer.evaluation.validation import Validation
 from trainer.journal import append_line, finite, truncate_lines
 from trainer.objective import StepStatistics
 from trainer.optim import learning_rate
@@ -40,9 +41,8 @@ from trainer.progress import StepListener, terminal_progress
 from trainer.run_lock import lock_run
 from trainer.run_state import RunState
 from trainer.skipped import SkipRecorder, describe_skips
-from trainer.telemetry import Telemetry
-from trainer.trackers import Trackers
-from trainer.validation import Validation
+from trainer.telemetry.prometheus import Telemetry
+from trainer.telemetry.trackers import Trackers
 
 
 class Trainer:

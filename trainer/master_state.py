@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from trainer.process_groups import ProcessGroups
+from trainer.distributed.process_groups import ProcessGroups
 
 LogicalState = dict[str, Tensor]
 

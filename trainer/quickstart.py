@@ -15,11 +15,11 @@ from cluster.local import run_ranks
 from configs.errors import UserError
 from configs.load import load_config
 from data_pipeline.rooms.source import RoomsSource
-from trainer.cli_data import pack_with_progress
-from trainer.evaluate import latest_evaluation
-from trainer.extraction import extract_tasks, read_summary
-from trainer.report import write_report
-from trainer.tables import evaluation_table, squad_table
+from trainer.cli.data import pack_with_progress
+from trainer.evaluation.evaluate import latest_evaluation
+from trainer.report.build import write_report
+from trainer.report.tables import evaluation_table, squad_table
+from trainer.squads.extraction import extract_tasks, read_summary
 
 RANKS = 2
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same everywhere, also where there is one GPU for two ranks

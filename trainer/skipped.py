@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from configs.errors import UserError
 from data_pipeline.skips import Skip, SkipCounts, skip_line
-from trainer.agreement import on_all, on_each
+from trainer.distributed.agreement import on_all, on_each
 from trainer.journal import SKIPPED_FILE, append_lines
 
 

@@ -17,10 +17,10 @@ from configs.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.targets import Prepared, prepare_batch
 from tests.trainer.loop_run import loop_config
+from trainer.distributed.rank_process import run_to_the_end
 from trainer.engine import StepOutcome
 from trainer.loop import Trainer
 from trainer.progress import StepListener
-from trainer.rank_process import run_to_the_end
 
 
 class NotedTrainer(Trainer):

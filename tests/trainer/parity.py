@@ -21,7 +21,7 @@ from model.router import Routing
 from model.vit import ExpertLayer
 from tests.trainer.squad_model import SIZES, SquadLoss, squad_batches
 from tests.trainer.toy_model import toy_config
-from trainer.affine_placement import AffinePlacement, apply_placement
+from trainer.distributed.affine_placement import AffinePlacement, apply_placement
 from trainer.engine import Engine, expert_group, init_distributed
 from trainer.optim import param_groups
 

@@ -12,7 +12,7 @@ from configs.schema import RunConfig
 from model.layer_routing import ExpertLayerInfo, LayerRouting
 from model.routing_stats import RoutingLedger
 from trainer.run_files import ConflictLayer, ConflictRecord
-from trainer.squad_summary import SquadLayer, SquadScore, SquadSummary
+from trainer.squads.summary import SquadLayer, SquadScore, SquadSummary
 
 TASKS = ("depth_zbuffer", "normal")
 LAYERS = (

@@ -14,9 +14,9 @@ from cluster.env import detect
 from data_pipeline.batch import Batch
 from data_pipeline.targets import Prepared, Target, prepare_batch
 from tests.trainer.loop_run import loop_config
+from trainer.distributed.rank_process import run_to_the_end
 from trainer.engine import StepOutcome
 from trainer.loop import Trainer
-from trainer.rank_process import run_to_the_end
 
 GRADIENT = 5
 

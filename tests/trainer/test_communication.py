@@ -15,7 +15,7 @@ from tests.trainer.parity_check import check
 from tests.trainer.toy_model import ToyModel, toy_config
 from tests.trainer.worlds import world_of_one
 from trainer.engine import Engine, init_distributed
-from trainer.plan import memory_per_rank
+from trainer.footprint.plan import memory_per_rank
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from tests.model.dense_vit import DEPTH, HEADS, PATCH, SIDE, WIDTH, trained
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.engine import close_distributed
-from trainer.export import save_model
 from trainer.initial_weights import read_tensors, start_from_file
 from trainer.loop import Trainer
 from trainer.progress import PlainProgress
+from trainer.squads.export import save_model
 
 SIZES = (f"model.width={WIDTH}", f"model.depth={DEPTH}", f"model.heads={HEADS}", f"model.patch_size={PATCH}")
 

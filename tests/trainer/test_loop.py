@@ -23,14 +23,14 @@ from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from tests.trainer.noted_training import keys_of_steps, train
 from tests.trainer.rank_processes import lines_of, start_ranks, wait_for_step
-from trainer.checkpoint import read_weights
-from trainer.constant import Constants
+from trainer.checkpoint.reading import read_weights
+from trainer.distributed.interruption import Interrupted
 from trainer.engine import close_distributed
-from trainer.evaluate import evaluate_run, latest_evaluation
-from trainer.export import load_run_model
-from trainer.interruption import Interrupted
+from trainer.evaluation.constant import Constants
+from trainer.evaluation.evaluate import evaluate_run, latest_evaluation
 from trainer.loop import Trainer
 from trainer.progress import PlainProgress
+from trainer.squads.export import load_run_model
 
 STEPS = 12
 LONGER = (f"train.steps={STEPS}", "checkpoint.every_steps=4", "evaluate.every_steps=4")
@@ -229,7 +229,7 @@ def test_ctrl_c_during_an_evaluation_is_not_lost_nor_is_the_evaluation(
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
-    with mock.patch("trainer.validation.constant_predictor", constants), pytest.raises(Interrupted):
+    with mock.patch("trainer.evaluation.validation.constant_predictor", constants), pytest.raises(Interrupted):
         train(tmp_path, alone, f"train.steps={steps}", "evaluate.every_steps=2")
     assert not (tmp_path / "run" / "evaluation").exists()
     train(tmp_path, alone, f"train.steps={steps}", "evaluate.every_steps=2")

@@ -10,9 +10,9 @@ import pytest
 
 from configs.errors import UserError
 from tests.data_pipeline.shard_server import ShardServer, serve, status, truncate
+from tests.trainer.cli.test_data import run as data
+from tests.trainer.cli.test_main import modsquad
 from tests.trainer.loop_run import loop_config, make_shards
-from tests.trainer.test_cli import modsquad
-from tests.trainer.test_cli_data import run as data
 
 STEPS = 4
 

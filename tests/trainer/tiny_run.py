@@ -65,7 +65,7 @@ def save_tiny_run(rank: int, world: int, folder: str) -> None:
     from cluster.env import RankEnv
     from cluster.groups import Layout
     from model.matching import Matching
-    from trainer.checkpoint_save import save
+    from trainer.checkpoint.saving import save
     from trainer.engine import Engine, expert_group, init_distributed
     from trainer.objective import Objective
 

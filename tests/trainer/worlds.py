@@ -36,11 +36,11 @@ from model.dispatch import ExpertGroup
 from tests.ranks import run_ranks
 from tests.trainer.squad_model import SquadLoss, squad_batches
 from tests.trainer.toy_model import ToyModel, toy_batches, toy_config
-from trainer.checkpoint import load_latest
-from trainer.checkpoint_files import FileEntry, describe_file
-from trainer.checkpoint_save import CheckpointSaver, save
+from trainer.checkpoint.files import FileEntry, describe_file
+from trainer.checkpoint.reading import load_latest
+from trainer.checkpoint.saving import CheckpointSaver, save
+from trainer.distributed.process_groups import create_groups
 from trainer.engine import Engine, StepOutcome, close_distributed, expert_group, init_distributed
-from trainer.process_groups import create_groups
 
 STEPS, SAMPLES, LEARNING_RATE = 4, 16, 0.03
 CLIPS = (0.0, 0.05)  # the gradient's norm is between 0.1 and 1
@@ -312,7 +312,7 @@ def save_in_background(rank: int, world: int, run_dir: Path) -> dict[str, Any]:
                 raise OSError(errno.ENOSPC, "No space left on device")
         return real(path)
 
-    with mock.patch("trainer.checkpoint_save.describe_file", partial(describe, fails=False)):
+    with mock.patch("trainer.checkpoint.saving.describe_file", partial(describe, fails=False)):
         saver.save(2, LOOP_STATE)
         train_on(engine, BATCHES[2:], rank, world)
         saver.check()
@@ -329,7 +329,7 @@ def save_in_background(rank: int, world: int, run_dir: Path) -> dict[str, Any]:
     train_on(engine, BATCHES[2:], rank, world)
 
     release.clear()
-    with mock.patch("trainer.checkpoint_save.describe_file", partial(describe, fails=True)):
+    with mock.patch("trainer.checkpoint.saving.describe_file", partial(describe, fails=True)):
         saver.save(4, LOOP_STATE)
         saver.check()
         release.set()

@@ -18,7 +18,6 @@ from data_pipeline.planning.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.planning.plan import Slot
 from model.exchange_plan import exchange_bytes, plan_exchange
 from model.layer_routing import ExpertLayerInfo
-from trainer.affine_placement import layer_use
 from trainer.bench.comparison import DTYPES, Comparison, Row, Settings
 from trainer.bench.exchange_on_ranks import LayerCall, sent_bytes
 from trainer.bench.recorded_routing import (
@@ -27,6 +26,7 @@ from trainer.bench.recorded_routing import (
     routing_of_rooms,
     routing_of_run,
 )
+from trainer.distributed.affine_placement import layer_use
 
 GROUP_SIZES = (2, 4, 8, 16)
 ON_PROCESSES = (2, 4)

@@ -27,8 +27,8 @@ from model.layer_routing import ExpertLayerInfo
 from model.mod_squad import ModSquad
 from model.routing_record import RoutingRecord
 from model.routing_stats import RoutingLedger
-from trainer.export import load_run_model
 from trainer.run_files import read_latest_ledger
+from trainer.squads.export import load_run_model
 
 IMAGES = 32
 """Images of the global batch that is replayed."""

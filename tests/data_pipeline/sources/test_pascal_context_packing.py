@@ -28,7 +28,7 @@ from tests.data_pipeline.pascal_tree import (
     write_image,
     write_split,
 )
-from trainer.cli_data import app
+from trainer.cli.data import app
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.data_pipeline.real_photos import (
     photos,
     write_photos,
 )
-from trainer.cli_data import app
+from trainer.cli.data import app
 from trainer.engine import close_distributed
 from trainer.loop import Trainer
 

@@ -1,0 +1,106 @@
+"""The live view in the terminal, of a run that trains and of one that has ended."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from cluster.env import RankEnv
+from configs.errors import UserError
+from tests.trainer.loop_run import loop_config, make_shards
+from trainer.engine import close_distributed
+from trainer.loop import Trainer
+from trainer.telemetry.run_progress import describe_seconds, read_progress
+from trainer.telemetry.watch import draw, watch
+
+STEPS = 4
+
+
+def text_of(picture: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(picture)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+class Watcher:
+    """Draws the run after every step."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.drawn: list[str] = []
+
+    def on_start(self, step: int, steps: int) -> None:
+        self.drawn.append(text_of(draw(self.run_dir)))
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self.drawn.append(text_of(draw(self.run_dir)))
+
+    def on_note(self, text: str) -> None: ...
+
+    def on_end(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watcher:
+    folder = tmp_path_factory.mktemp("watched")
+    make_shards(folder)
+    config = loop_config(folder, f"train.steps={STEPS}", "checkpoint.every_steps=2")
+    watcher = Watcher(Path(config.run_dir))
+    Trainer(config, RankEnv(), watcher).fit()
+    close_distributed()
+    return watcher
+
+
+def test_a_run_that_trains_shows_losses_and_loads_of_its_latest_steps(watched: Watcher) -> None:
+    at_start, *_, last = watched.drawn
+    assert "step 0/4" in at_start
+    assert "load of each expert" not in at_start
+    assert "step 4/4, done" in last
+    assert "checkpoint of step 2" in last
+    assert "(since the line before)" in last
+    rows = [line.split() for line in last.splitlines()]
+    assert {" ".join(row[:2]) for row in rows if row and row[0] in "01"} == {
+        "0 attention",
+        "0 mlp",
+        "1 attention",
+        "1 mlp",
+    }
+    losses = {row[0]: row[1] for row in rows if row and row[0] in ("normal", "depth_euclidean", "keypoints2d")}
+    line = read_progress(watched.run_dir).line
+    assert line is not None
+    assert losses == {task: f"{line.task_loss[task]:.4f}" for task in losses}
+    assert len(losses) == 3
+
+
+def test_a_run_that_has_ended_shows_the_loads_of_its_evaluation(watched: Watcher) -> None:
+    shown = text_of(draw(watched.run_dir))
+    assert "(evaluation of step 4)" in shown
+    console = Console(file=io.StringIO(), width=200)
+    watch(watched.run_dir, refresh_seconds=60.0, console=console)  # returns, as there is nothing to wait for
+    assert isinstance(console.file, io.StringIO)
+    assert "step 4/4" in console.file.getvalue()
+
+
+def test_progress_of_a_run(watched: Watcher) -> None:
+    progress = read_progress(watched.run_dir)
+    assert (progress.step, progress.steps, progress.checkpoint_step) == (STEPS, STEPS, STEPS)
+    assert progress.seconds_left == 0
+    assert progress.images_per_second is not None
+    assert progress.images_per_second > 0
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        draw(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (42.4, "42 s"), (600, "10 min"), (12_000, "3 h 20 min"), (190_000, "2 d 5 h")],
+)
+def test_spans_of_time_read_as_people_say_them(seconds: float | None, text: str) -> None:
+    assert describe_seconds(seconds) == text

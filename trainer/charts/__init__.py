@@ -1,0 +1,1 @@
+"""Pictures of a run: arrays in, PNG out."""

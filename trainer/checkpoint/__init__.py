@@ -1,0 +1,1 @@
+"""Checkpoints: how they are written, found, verified and read."""

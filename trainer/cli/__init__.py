@@ -1,0 +1,1 @@
+"""The `modsquad` command, one module per group of subcommands."""

@@ -1,0 +1,99 @@
+"""`modsquad plan`: which layouts of a run fit on a cluster, and what they move."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from trainer.footprint.plan import Cluster, PlannedLayout
+
+
+def plan(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Dotted overrides: key.sub=value.", show_default=False)
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="GPUs of each.")] = 8,
+    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU.")] = 80.0,
+    bandwidth: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU sends within its node.")] = 300.0,
+    network: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU sends to other nodes.")] = 25.0,
+    tflops: Annotated[float, typer.Option(min=0.01, help="Peak TFLOP/s of a GPU in the run's precision.")] = 400.0,
+) -> None:
+    """Show memory per GPU and bytes per step of every layout, and recommend one; starts nothing."""
+    from configs.load import load_config
+    from trainer.footprint.plan import Cluster, plan_layouts, recommend
+
+    run = load_config(config, overrides or [])
+    cluster = Cluster(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        memory_gib=gpu_memory_gib,
+        bandwidth=bandwidth * 1e9,
+        network=network * 1e9,
+        flops=tflops * 1e12,
+    )
+    layouts = plan_layouts(run, cluster)
+    console = Console()
+    console.print(_layout_table(layouts, cluster))
+    best = recommend(layouts)
+    replicated = next(layout for layout in layouts if layout.ep_size == 1 and layout.zero_stage == best.zero_stage)
+    sharded = [layout for layout in layouts if layout.ep_size > 1 and layout.zero_stage == best.zero_stage]
+    lines = [
+        f"replicated experts (ep_size 1): {replicated.traffic.experts / 1e6:,.1f} MB per GPU and step to reduce them",
+        *(
+            f"ep_size {layout.ep_size}: {layout.traffic.all_to_all / 1e6:,.1f} MB of all-to-all, "
+            f"{layout.traffic.experts / 1e6:,.1f} MB to reduce experts"
+            for layout in sharded
+        ),
+        f"recommended: parallel.ep_size={best.ep_size} parallel.zero_stage={best.zero_stage} "
+        f"train.micro_batch={best.micro_batch}",
+    ]
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _layout_table(layouts: "Sequence[PlannedLayout]", cluster: "Cluster") -> Table:
+    from trainer.footprint.plan import GIB, LOAD, RESERVED_GIB
+
+    gpus = f"{cluster.nodes} x {cluster.gpus_per_node} GPUs of {cluster.memory_gib:g} GiB"
+    table = Table(
+        title=f"{gpus}: GiB per GPU, MB that it sends in a step",
+        title_justify="left",
+        caption=f"activations with {LOAD:g} times an even share of tokens at the experts; {RESERVED_GIB:g} GiB of a "
+        "GPU left to the system; s: compute and bytes one after the other",
+        caption_justify="left",
+        box=None,  # twelve columns in eighty characters
+        padding=(0, 1, 0, 0),
+    )
+    for column in (
+        "ep",
+        "ZeRO",
+        "micro",
+        "weights",
+        "grads",
+        "optim",
+        "activ",
+        "total",
+        "all-to-all",
+        "experts",
+        "dense",
+        "s",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for layout in layouts:
+        memory, traffic = layout.memory, layout.traffic
+        sizes = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+        table.add_row(
+            str(layout.ep_size),
+            str(layout.zero_stage),
+            f"{layout.micro_batch}x{layout.accumulation}",
+            *(f"{size / GIB:.1f}" for size in sizes),
+            *(f"{count / 1e6:.0f}" for count in (traffic.all_to_all, traffic.experts, traffic.dense)),
+            f"{layout.seconds:.3f}",
+            "" if layout.fits else "[red]no",
+        )
+    return table

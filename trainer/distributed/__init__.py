@@ -1,0 +1,1 @@
+"""What ranks do together: meet, agree, move experts, and end."""

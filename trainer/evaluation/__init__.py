@@ -1,0 +1,1 @@
+"""Measuring a model: metrics, the best constant, gradient conflict, predictions for photos."""

@@ -1,0 +1,1 @@
+"""What a run tells while it trains: Prometheus, dashboards, trackers, the terminal."""

@@ -1,0 +1,1 @@
+"""`modsquad tune`: the fastest layout and DeepSpeed settings, by short real trials."""
