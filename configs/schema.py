@@ -311,6 +311,9 @@ class ParallelConfig(Section):
     expert_placement: Literal["in_order", "task_affine"] = "in_order"
     """in_order: experts lie on the ranks in order, tasks are dealt alike; task_affine: at start and at checkpoints,
     experts and pairs move to where few tokens leave their rank. Losses are the same."""
+    shadowed_experts: NonNegative = 2
+    """With task_affine: up to so many experts of a layer are computed on every rank, where that saves bytes or relieves
+    busy ranks; weights travel instead of tokens. Takes memory: the layer's present experts once more, per layer."""
     timeout_seconds: float = Field(600.0, gt=0)
     """A collective that takes longer ends the run with an error rather than a hang."""
 

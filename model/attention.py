@@ -20,6 +20,7 @@ from model.expert_order import ExpertOrder, sum_runs
 from model.expert_runs import expert_runs
 from model.experts import expert_matrices
 from model.router import Routing, seeded_generator
+from model.shadowing import present_weights
 
 
 class ExpertAttention(nn.Module):
@@ -50,11 +51,11 @@ class ExpertAttention(nn.Module):
         init: Init = "standard",
     ) -> None:
         super().__init__()
-        self.num_experts = num_experts
         self.top_k = top_k
         self.group = group
+        self.layout = group.layout(num_experts)
         shapes = [(width, head_width), (head_width, width)]
-        self.wq, self.wo = expert_matrices(group.experts(num_experts), shapes, seed, init)
+        self.wq, self.wo = expert_matrices(self.layout.owned, shapes, seed, init)
         self.kv = nn.Linear(width, 2 * head_width)
 
         generator = seeded_generator(seed, num_experts)  # the stream after the last expert's
@@ -65,17 +66,18 @@ class ExpertAttention(nn.Module):
         """Return (P, N, D) in x's dtype: attention of each row's tokens to each other."""
         rows, tokens, width = x_PND.shape
         assert routing.experts_SK.shape == (rows * tokens, self.top_k)
-        exchange = make_exchange(routing.experts_SK, self.num_experts, self.group)
+        wq, wo = present_weights((self.wq, self.wo), self.layout, self.group)
+        exchange = make_exchange(routing.experts_SK, self.layout, self.group)
 
         x_MD, gates_A = exchange.dispatch(x_PND.reshape(rows * tokens, width), routing.gates_SK)
-        q_Ad: Tensor = _Queries.apply(x_MD, self.wq, exchange.order)  # type: ignore[no-untyped-call]
+        q_Ad: Tensor = _Queries.apply(x_MD, wq, exchange.order)  # type: ignore[no-untyped-call]
         q_Cd = exchange.choices_home(q_Ad)
         # All heads share keys and values, so heads fold into the query length and K, V are never expanded.
         q = q_Cd.view(rows, 1, tokens * self.top_k, q_Cd.shape[1])
         key, value = self.kv(x_PND).unsqueeze(1).chunk(2, dim=-1)
         a_Cd = F.scaled_dot_product_attention(q, key, value).reshape(q_Cd.shape)
         a_Ad = exchange.choices_out(a_Cd)
-        y_MD: Tensor = _Outputs.apply(a_Ad, gates_A, self.wo, exchange.order)  # type: ignore[no-untyped-call]
+        y_MD: Tensor = _Outputs.apply(a_Ad, gates_A, wo, exchange.order)  # type: ignore[no-untyped-call]
         return exchange.combine(y_MD).view(rows, tokens, width)
 
 

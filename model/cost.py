@@ -159,6 +159,12 @@ def count_parameters(
     return ParameterCount(**by_purpose)
 
 
+def count_expert_parameters(config: ModelConfig, kind: Literal["attention", "mlp"]) -> int:
+    """Return the parameters of one expert of a kind."""
+    part = FORMULAE["expert attention" if kind == "attention" else "expert MLP"]
+    return evaluate(part.parameters, model_symbols(config, 1, config.patch_size) | {"E": 1})
+
+
 def count_macs(config: ModelConfig, task: TaskSpec, image_size: int) -> int:
     """Return the MACs that one image costs for one task, from pixels to prediction; the same before and after
     extraction.

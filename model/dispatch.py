@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from configs.errors import UserError
 from model.exchange_plan import plan_exchange
+from model.expert_layout import ExpertLayout
 from model.expert_order import ExpertOrder, expert_order, permute_rows, sum_runs
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of a number -> the integer of that size
@@ -40,7 +40,7 @@ class TrafficMeter:
 
 @dataclass(frozen=True)
 class ExpertGroup:
-    """The ranks over which every expert layer is sharded; rank r holds experts [r * E / size, (r + 1) * E / size).
+    """The ranks over which every expert layer is sharded.
 
     Attributes:
         size: number of ranks; 1: nothing is ever sent.
@@ -57,15 +57,9 @@ class ExpertGroup:
     def __post_init__(self) -> None:
         assert 0 <= self.rank < self.size
 
-    def experts(self, num_experts: int) -> range:
-        """Return the experts of this rank; raises UserError where `size` does not divide their number."""
-        if num_experts % self.size:
-            raise UserError(
-                f"an expert layer of {num_experts} experts cannot be sharded over {self.size} ranks: choose an ep_size "
-                f"that divides {num_experts}, or another number of experts"
-            )
-        local = num_experts // self.size
-        return range(self.rank * local, (self.rank + 1) * local)
+    def layout(self, num_experts: int) -> ExpertLayout:
+        """Return this rank's view of a layer in order; raises UserError where `size` does not divide the experts."""
+        return ExpertLayout(num_experts, self.size, self.rank)
 
 
 class Exchange(ABC):
@@ -94,17 +88,17 @@ class Exchange(ABC):
         """Send one row per choice to its expert: (A, F)."""
 
 
-def make_exchange(experts_SK: Tensor, num_experts: int, group: ExpertGroup) -> Exchange:
+def make_exchange(experts_SK: Tensor, layout: ExpertLayout, group: ExpertGroup) -> Exchange:
     """Return the exchange for one layer call.
 
     Args:
-        experts_SK: (S, K) int64, distinct experts per token, each below `num_experts`.
-        num_experts: E over all ranks of the group.
-        group: whose ranks hold the experts; all of them must call this, in the same order.
+        experts_SK: (S, K) int64, distinct experts per token.
+        layout: where this rank finds them.
+        group: the ranks of the layout; all of them must call this, in the same order.
     """
     if group.size == 1:
-        return LocalExchange(experts_SK, num_experts)
-    return RankExchange(experts_SK, num_experts, group)
+        return LocalExchange(experts_SK, layout.num_experts)
+    return RankExchange(experts_SK, layout, group)
 
 
 class LocalExchange(Exchange):
@@ -140,14 +134,15 @@ class RankExchange(Exchange):
     in each direction for queries and for head outputs. The host waits for the device once, to learn the counts.
     """
 
-    def __init__(self, experts_SK: Tensor, num_experts: int, group: ExpertGroup) -> None:
+    def __init__(self, experts_SK: Tensor, layout: ExpertLayout, group: ExpertGroup) -> None:
         tokens, top_k = experts_SK.shape
-        self._local = len(group.experts(num_experts))
-        self._plan = plan = plan_exchange(experts_SK, num_experts, group.size)
-        received = _all_to_all_equal(plan.counts_R2, group)
+        self._present = layout.present
+        self._plan = plan = plan_exchange(experts_SK, layout)
+        ones = [1] * group.size
+        received = all_to_all(plan.counts_R2, Splits(ones, ones, group))
         rows_sent, choices_sent, rows_received, choices_received = torch.cat([plan.counts_R2, received], 1).T.tolist()
-        self._rows = _Splits(rows_sent, rows_received, group)
-        self._choices = _Splits(choices_sent, choices_received, group)
+        self._rows = Splits(rows_sent, rows_received, group)
+        self._choices = Splits(choices_sent, choices_received, group)
 
         token_C = plan.leave_C // top_k
         # Token of each row that leaves; a row's choices all write the same.
@@ -165,7 +160,7 @@ class RankExchange(Exchange):
         rows_MD, gates, codes = _SendRows.apply(x_MD, gates, codes, self._rows)  # type: ignore[no-untyped-call]
 
         code_A, cell_A = _used(codes.flatten(), sum(self._choices.received))
-        self.order = expert_order(code_A - 1, cell_A // plan.slots, len(rows_MD), self._local)
+        self.order = expert_order(code_A - 1, cell_A // plan.slots, len(rows_MD), self._present)
         return rows_MD, gates.flatten().gather(0, cell_A)
 
     def combine(self, y_MD: Tensor) -> Tensor:
@@ -199,15 +194,16 @@ def sum_over_ranks(x: Tensor, process_group: dist.ProcessGroup | None) -> Tensor
 
 
 @dataclass(frozen=True)
-class _Splits:
+class Splits:
     """How many rows go to, and come from, each rank of the group."""
 
     sent: list[int]
     received: list[int]
     group: ExpertGroup
 
-    def reversed(self) -> "_Splits":
-        return _Splits(self.received, self.sent, self.group)
+    def reversed(self) -> "Splits":
+        """Return the splits of the way back."""
+        return Splits(self.received, self.sent, self.group)
 
 
 def _used(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -218,7 +214,8 @@ def _used(codes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return codes[cells[:count]], cells[:count]
 
 
-def _all_to_all(x: Tensor, splits: _Splits) -> Tensor:
+def all_to_all(x: Tensor, splits: Splits) -> Tensor:
+    """Return (sum of `splits.received`, ...): rows to their ranks, without gradient; counted by the group's meter."""
     received = x.new_empty(sum(splits.received), *x.shape[1:])
     group = splits.group
     dist.all_to_all_single(received, x.contiguous(), splits.received, splits.sent, group=group.process_group)
@@ -229,34 +226,28 @@ def _all_to_all(x: Tensor, splits: _Splits) -> Tensor:
     return received
 
 
-def _all_to_all_equal(x: Tensor, group: ExpertGroup) -> Tensor:
-    """Row r goes to rank r."""
-    ones = [1] * group.size
-    return _all_to_all(x, _Splits(ones, ones, group))
-
-
 class _AllToAll(torch.autograd.Function):
     """Rows to their ranks; gradients the same way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, splits: _Splits) -> Tensor:
+    def forward(ctx: Any, x: Tensor, splits: Splits) -> Tensor:
         ctx.splits = splits
-        return _all_to_all(x, splits)
+        return all_to_all(x, splits)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_to_all(grad, ctx.splits.reversed()), None
+        return all_to_all(grad, ctx.splits.reversed()), None
 
 
 class _SendRows(torch.autograd.Function):
     """Rows, gates and codes to their ranks in one exchange; codes travel as the bits of the rows' number type."""
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, gates: Tensor, codes: Tensor, splits: _Splits) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x_MD: Tensor, gates: Tensor, codes: Tensor, splits: Splits) -> tuple[Tensor, Tensor, Tensor]:
         ctx.splits, ctx.columns = splits, [x_MD.shape[1], gates.shape[1]]
         bits = _INTEGERS[x_MD.element_size()]
-        received = _all_to_all(torch.cat([x_MD, gates, codes.to(bits).view(x_MD.dtype)], dim=1), splits)
+        received = all_to_all(torch.cat([x_MD, gates, codes.to(bits).view(x_MD.dtype)], dim=1), splits)
         rows_MD, gates, codes = torch.split(received, [*ctx.columns, codes.shape[1]], dim=1)
         codes = codes.contiguous().view(bits).long()
         ctx.mark_non_differentiable(codes)
@@ -265,7 +256,7 @@ class _SendRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor, grad_gates: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        grad = _all_to_all(torch.cat([grad_MD, grad_gates], dim=1), ctx.splits.reversed())
+        grad = all_to_all(torch.cat([grad_MD, grad_gates], dim=1), ctx.splits.reversed())
         return *torch.split(grad, ctx.columns, dim=1), None, None
 
 

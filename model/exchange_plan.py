@@ -1,10 +1,10 @@
 """Where the tokens of one rank go in one expert layer: pure arithmetic on the routing, without communication.
 
-A token goes once to each rank that holds some of its experts. The exchange follows this plan, and what it will move is
-told by the plan alone, for any number of ranks in one process.
+A token goes once to each rank where some of its experts compute. The exchange follows this plan, and what it will move
+is told by the plan alone, for any number of ranks in one process.
 
 Shape legend: S tokens of this rank, K experts chosen per token, C = S * K choices; M rows that leave (token, rank),
-rank-major; R ranks of the group, L experts on each; slots: cells of a row, one per expert of its rank that it may use.
+rank-major; R ranks of the group; slots: cells of a row, one per expert of its rank that it may use.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.expert_layout import ExpertLayout
 from model.expert_order import inverse_of
 
 COUNT_BYTES = 2 * 8
@@ -29,7 +30,7 @@ class ExchangePlan:
         arrive_C: (C,) int64, its inverse.
         row_C: (C,) int64, row of each leaving choice, ascending.
         cell_C: (C,) int64, row * slots + slot of each leaving choice.
-        expert_C: (C,) int64, number of its expert among the L of its rank.
+        expert_C: (C,) int64, number of its expert among those that compute at its rank.
     """
 
     slots: int
@@ -41,18 +42,17 @@ class ExchangePlan:
     expert_C: Tensor
 
 
-def plan_exchange(experts_SK: Tensor, num_experts: int, ranks: int) -> ExchangePlan:
+def plan_exchange(experts_SK: Tensor, layout: ExpertLayout) -> ExchangePlan:
     """Return the plan for one layer call; the host does not wait for the device.
 
     Args:
-        experts_SK: (S, K) int64, distinct experts per token, each below `num_experts`.
-        num_experts: E, a multiple of `ranks`; rank r holds experts [r * E / R, (r + 1) * E / R).
-        ranks: R.
+        experts_SK: (S, K) int64, distinct experts per token.
+        layout: where this rank finds them.
     """
     tokens, top_k = experts_SK.shape
-    local = num_experts // ranks
-    slots = min(top_k, local)
-    owner_C, leave_C = (experts_SK.flatten() // local).sort(stable=True)
+    slots = min(top_k, layout.present)
+    rank_C, number_C = layout.find(experts_SK.flatten())
+    owner_C, leave_C = rank_C.sort(stable=True)
     key_C = owner_C * tokens + leave_C // top_k
     first_C = torch.ones_like(key_C, dtype=torch.bool)
     first_C[1:] = key_C[1:] != key_C[:-1]
@@ -63,12 +63,12 @@ def plan_exchange(experts_SK: Tensor, num_experts: int, ranks: int) -> ExchangeP
     counts = torch.stack([first_C.long(), torch.ones_like(key_C)], dim=1)
     return ExchangePlan(
         slots=slots,
-        counts_R2=owner_C.new_zeros(ranks, 2).index_add_(0, owner_C, counts),
+        counts_R2=owner_C.new_zeros(layout.ranks, 2).index_add_(0, owner_C, counts),
         leave_C=leave_C,
         arrive_C=inverse_of(leave_C),
         row_C=row_C,
         cell_C=row_C * slots + slot_C,
-        expert_C=experts_SK.flatten()[leave_C] % local,
+        expert_C=number_C[leave_C],
     )
 
 

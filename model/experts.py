@@ -22,6 +22,7 @@ from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
 from model.expert_runs import expert_runs
 from model.router import Routing, seeded_generator
+from model.shadowing import present_weights
 
 
 class ExpertMLP(nn.Module):
@@ -52,10 +53,10 @@ class ExpertMLP(nn.Module):
         init: Init = "standard",
     ) -> None:
         super().__init__()
-        self.num_experts = num_experts
         self.top_k = top_k
         self.group = group
-        experts = group.experts(num_experts)
+        self.layout = group.layout(num_experts)
+        experts = self.layout.owned
         self.w1, self.w2 = expert_matrices(experts, [(width, hidden), (hidden, width)], seed, init)
         self.b1 = expert_parameter(torch.zeros(len(experts), hidden))
         self.b2 = expert_parameter(torch.zeros(len(experts), width))
@@ -63,9 +64,10 @@ class ExpertMLP(nn.Module):
     def forward(self, x_SD: Tensor, routing: Routing) -> Tensor:
         """Return (S, D) in x's dtype: every token's experts, weighted by their gates."""
         assert routing.experts_SK.shape == (len(x_SD), self.top_k)
-        exchange = make_exchange(routing.experts_SK, self.num_experts, self.group)
+        weights = present_weights((self.w1, self.b1, self.w2, self.b2), self.layout, self.group)
+        exchange = make_exchange(routing.experts_SK, self.layout, self.group)
         x_MD, gates_A = exchange.dispatch(x_SD, routing.gates_SK)
-        y_MD: Tensor = _ExpertMLP.apply(x_MD, gates_A, self.w1, self.b1, self.w2, self.b2, exchange.order)  # type: ignore[no-untyped-call]
+        y_MD: Tensor = _ExpertMLP.apply(x_MD, gates_A, *weights, exchange.order)  # type: ignore[no-untyped-call]
         return exchange.combine(y_MD)
 
 

@@ -94,7 +94,7 @@ def _parts(model: ModSquad) -> tuple[set[str], dict[str, list[int]]]:
                 by_task |= {f"{prefix}.router.{name}" for name, _ in layer.router.named_parameters()}
             for name, parameter in layer.experts.named_parameters():
                 if getattr(parameter, "is_expert", False):
-                    shards[f"{prefix}.experts.{name}"] = list(layer.experts.group.experts(layer.info.num_experts))
+                    shards[f"{prefix}.experts.{name}"] = list(layer.experts.layout.owned)
     return by_task, shards
 
 

@@ -153,7 +153,7 @@ def _main_directions(matrices_KDF: Tensor, count: int) -> Tensor:
 def _fill_experts(layer: ExpertLayer, parts: Mapping[str, Tensor], seed: int, *, noise: float = NOISE) -> None:
     """Overwrite the named parameters of this rank's experts with their parts (K, ...), plus noise."""
     E, K = layer.info.num_experts, layer.info.top_k
-    for row, expert in enumerate(layer.experts.group.experts(E)):
+    for row, expert in enumerate(layer.experts.layout.owned):
         generator = _generator(layer, seed, expert)
         for name, part in parts.items():
             value = part[_part(expert, E, K)]

@@ -8,7 +8,6 @@ Shape legend: B images, P pairs, R rows (images or pairs), N patch tokens, D wid
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from random import Random
 from typing import Literal
 
@@ -35,8 +34,8 @@ class ExpertLayer(nn.Module):
 
     Attributes:
         info: facts of the layer.
-        place_E: (E,) int64, where among the stacked weights of all ranks each expert lies; None: in order. Whoever
-            sets it moves the weights along; routers and statistics always count experts by their own numbers.
+        experts: the experts; whoever changes where they lie (`experts.layout`) moves the weights along. Routers and
+            statistics always count experts by their own numbers.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class ExpertLayer(nn.Module):
             seed=layer_seed,
             kept=None if kept is None else torch.tensor(kept),
         )
-        self.place_E: Tensor | None = None
         num_experts = info.num_experts if kept is None else len(kept)
         self.experts: ExpertAttention | ExpertMLP
         if info.kind == "attention":
@@ -92,11 +90,10 @@ class ExpertLayer(nn.Module):
     def forward(self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor) -> tuple[Tensor, ...]:
         """Return the output (R, N, D) and the tensors of `routing_sums`."""
         routing = self.router(x_RND, task_R if self._one_router_per_task else None)
-        placed = routing if self.place_E is None else replace(routing, experts_SK=self.place_E[routing.experts_SK])
         if isinstance(self.experts, ExpertAttention):
-            y_RND = self.experts(x_RND, placed)
+            y_RND = self.experts(x_RND, routing)
         else:
-            y_RND = self.experts(x_RND.flatten(0, 1), placed).view_as(x_RND)
+            y_RND = self.experts(x_RND.flatten(0, 1), routing).view_as(x_RND)
         return (y_RND, *routing_sums(routing, membership_TR, self.router.kept))
 
 

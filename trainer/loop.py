@@ -261,7 +261,7 @@ class Trainer:
         if self.config.parallel.expert_placement == "in_order":
             return False
         _, routing = self.state.gather(self.parts.engine.world_group, self.env.rank)
-        placement = choose_placement(self.config, routing)
+        placement = choose_placement(self.config, routing, self.parts.micro_batch)
         if placement is None or placement == self._placement:
             return False
         apply_placement(placement, self.parts.model, self.parts.engine)

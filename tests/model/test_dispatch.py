@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import ExpertAttention
 from model.dispatch import ExpertGroup, TrafficMeter, make_exchange, sum_over_ranks
 from model.exchange_plan import exchange_bytes, plan_exchange
+from model.expert_layout import ExpertLayout
 from model.expert_order import expert_order, sum_runs
 from model.experts import ExpertMLP
 from model.router import Routing, TaskRouter
+from model.shadowing import shadow_bytes
 from tests.model.routings import relative_error
 from tests.ranks import run_ranks
 
@@ -34,10 +36,18 @@ class Case:
     ep_size: int = 2
     choice: Literal["router", "first_experts", "last_experts"] = "router"
     recompute: bool = False
+    shadowed: tuple[int, ...] = ()
+
+    def layout(self, rank: int) -> ExpertLayout:
+        return ExpertLayout(EXPERTS, self.ep_size, rank % self.ep_size).placed(range(EXPERTS), self.shadowed)
+
+    def planned_layout(self, rank: int) -> ExpertLayout:
+        """In order without tables, where nothing is shadowed."""
+        return self.layout(rank) if self.shadowed else ExpertLayout(EXPERTS, self.ep_size, rank % self.ep_size)
 
 
 def cases(world: int, ep_size: int) -> list[Case]:
-    """Even, uneven, empty, skewed, recomputed; top_k 1, and all experts."""
+    """Even, uneven, empty, skewed, recomputed, shadowed (of one owner, of some, all); top_k 1, and all experts."""
     kinds: tuple[Literal["mlp", "attention"], ...] = ("mlp", "attention")
     even, uneven, first, none = (3,) * world, (0, 5, 1, 2)[:world], (4, 0, 0, 0)[:world], (0,) * world
     return [
@@ -51,6 +61,9 @@ def cases(world: int, ep_size: int) -> list[Case]:
             Case(kind, even, ep_size=ep_size, choice="first_experts"),
             Case(kind, none, ep_size=ep_size),
             Case(kind, uneven, ep_size=ep_size, recompute=True),
+            Case(kind, uneven, ep_size=ep_size, shadowed=(6,)),
+            Case(kind, uneven, ep_size=ep_size, shadowed=(1, 0, 5), recompute=True),
+            Case(kind, first, ep_size=ep_size, shadowed=tuple(range(EXPERTS))),
         )
     ]
 
@@ -75,11 +88,13 @@ def layer_results(case: Case, rows: slice, group: ExpertGroup) -> dict[str, Tens
 
     router = TaskRouter(width=WIDTH, num_experts=EXPERTS, num_tasks=TASKS, top_k=case.top_k, seed=2)
     sizes = {"width": WIDTH, "num_experts": EXPERTS, "top_k": case.top_k, "seed": 1}
-    layer: torch.nn.Module
+    layer: ExpertMLP | ExpertAttention
     if case.kind == "mlp":
         layer = ExpertMLP(hidden=HIDDEN, group=group, **sizes).double()
     else:
         layer = ExpertAttention(head_width=4, group=group, **sizes).double()
+    if case.shadowed and group.size > 1:
+        layer.layout = case.layout(group.rank)
 
     def forward(x: Tensor) -> Tensor:
         tokens = x if case.kind == "attention" else x.flatten(0, 1)
@@ -152,20 +167,26 @@ def check_traffic(case: Case, together: dict[str, Tensor]) -> None:
     for rank, rows in enumerate(case.rows):
         end = begin + rows * TOKENS
         for experts in experts_SK[begin:end].tolist():
-            owners = [expert // (EXPERTS // case.ep_size) for expert in experts]
+            owners = [
+                rank % case.ep_size if expert in case.shadowed else expert // (EXPERTS // case.ep_size)
+                for expert in experts
+            ]
             pairs += len(set(owners) - {rank % case.ep_size})
             choices += sum(owner != rank % case.ep_size for owner in owners)
         begin = end
-    slots = min(case.top_k, EXPERTS // case.ep_size)
+    slots = min(case.top_k, EXPERTS // case.ep_size + len(case.shadowed))
     counts = len(case.rows) * (case.ep_size - 1) * 2 * 8
     backward = 8 * (pairs * (WIDTH + slots + WIDTH) + (choices * 2 * 4 if case.kind == "attention" else 0))
     forward = counts + backward + 8 * pairs * slots  # the codes of the experts
+    expert = {"mlp": 2 * WIDTH * HIDDEN + HIDDEN + WIDTH, "attention": 2 * WIDTH * 4}[case.kind]
+    weights = 8 * expert * len(case.shadowed) * (case.ep_size - 1) * (len(case.rows) // case.ep_size)
+    forward, backward = forward + weights, backward + weights
     assert together["forward_bytes"].item() == forward
     forwards = 2 if case.recompute else 1
     assert together["all_bytes"].item() == forwards * forward + backward
     if not case.recompute:
         assert together["all_bytes"].item() == planned_bytes(case)
-    exchanges = {"mlp": (3, 2), "attention": (5, 4)}[case.kind]
+    exchanges = [count + bool(case.shadowed) for count in {"mlp": (3, 2), "attention": (5, 4)}[case.kind]]
     assert together["exchanges"].item() == len(case.rows) * (forwards * exchanges[0] + exchanges[1])
 
 
@@ -173,8 +194,11 @@ def planned_bytes(case: Case) -> int:
     """What the plans of all ranks say will move, without moving anything."""
     by_rank = layer_choices(case).split([rows * TOKENS for rows in case.rows])
     sizes = {"width": WIDTH, "item_bytes": 8, "choice_width": 4 if case.kind == "attention" else 0}
-    plans = [plan_exchange(experts_SK, EXPERTS, case.ep_size) for experts_SK in by_rank]
-    return sum(exchange_bytes(plan, rank % case.ep_size, **sizes).moved for rank, plan in enumerate(plans))
+    layouts = [case.planned_layout(rank) for rank in range(len(by_rank))]
+    plans = [plan_exchange(experts_SK, layout) for experts_SK, layout in zip(by_rank, layouts, strict=True)]
+    tokens = sum(exchange_bytes(plan, rank % case.ep_size, **sizes).moved for rank, plan in enumerate(plans))
+    expert = {"mlp": 2 * WIDTH * HIDDEN + HIDDEN + WIDTH, "attention": 2 * WIDTH * 4}[case.kind]
+    return tokens + sum(shadow_bytes(layout, expert, 8) for layout in layouts)
 
 
 def layer_choices(case: Case) -> Tensor:
@@ -248,7 +272,7 @@ def test_sum_over_ranks_is_the_identity_without_ranks() -> None:
 
 def test_one_rank_sends_nothing() -> None:
     group = ExpertGroup()
-    exchange = make_exchange(torch.tensor([[0, 2], [2, 1]]), 3, group)
+    exchange = make_exchange(torch.tensor([[0, 2], [2, 1]]), group.layout(3), group)
     x = torch.randn(2, 4)
     rows, gates = exchange.dispatch(x, torch.tensor([[0.6, 0.4], [0.7, 0.3]]))
     assert rows is x

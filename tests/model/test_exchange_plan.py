@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.exchange_plan import COUNT_BYTES, exchange_bytes, plan_exchange
+from model.expert_layout import ExpertLayout
 
 WIDTH, ITEM_BYTES, CHOICE_WIDTH = 16, 2, 5
 
@@ -15,7 +16,7 @@ def test_each_token_goes_once_to_each_rank(tokens: int, ranks: int, top_k: int, 
     experts, local = 8, 8 // ranks
     scores = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(seed))
     chosen = scores.topk(top_k).indices
-    plan = plan_exchange(chosen, experts, ranks)
+    plan = plan_exchange(chosen, ExpertLayout(experts, ranks))
 
     owners = [[expert // local for expert in token] for token in chosen.tolist()]
     visits = [

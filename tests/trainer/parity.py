@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from cluster.env import RankEnv
 from cluster.groups import Layout
+from cluster.placement import LayerPlaces
 from configs.schema import RunConfig
 from data_pipeline.planning.dealing import TaskHomes
 from model.dispatch import ExpertGroup
@@ -47,7 +48,7 @@ class Run:
     clips: bool
     routing: RoutingKind
     moves: bool = False
-    """Before the steps 0, 7 and 13 all experts move to other places."""
+    """Before the steps 0, 7 and 13 all experts move to other places, and others are shadowed."""
 
     @property
     def config(self) -> RunConfig:
@@ -129,15 +130,15 @@ def _whole_state(engine: Engine) -> dict[str, Tensor]:
 
 
 def _move_experts(model: ModSquad, engine: Engine, seed: int) -> None:
-    """To random places; the state, in the experts' own order, does not notice."""
+    """To random places, some of them shadowed; the state, in the experts' own order, does not notice."""
     generator = torch.Generator().manual_seed(seed)
-    experts = {
-        layer.name: tuple(torch.randperm(layer.num_experts, generator=generator).tolist())
-        for layer in model.expert_layers
-    }
+    layers = {}
+    for number, layer in enumerate(model.expert_layers):
+        order = torch.randperm(layer.num_experts, generator=generator).tolist()
+        layers[layer.name] = LayerPlaces(order=tuple(order), shadowed=tuple(sorted(order[: (seed + number) % 4])))
     before = _whole_state(engine)
     places = TaskHomes(engine.layout.ep_size, tuple(range(len(model.tasks))))
-    apply_placement(AffinePlacement(homes=places, experts=experts), model, engine)
+    apply_placement(AffinePlacement(homes=places, layers=layers), model, engine)
     after = _whole_state(engine)
     assert all(torch.equal(before[name], after[name]) for name in before)
 

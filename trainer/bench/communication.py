@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from cluster.placement import Placement, place
 from data_pipeline.planning.dealing import TaskHomes, deal_pairs, deal_slots
 from data_pipeline.planning.plan import Slot
+from model.cost import count_expert_parameters
 from model.exchange_plan import exchange_bytes, plan_exchange
+from model.expert_layout import ExpertLayout
 from model.layer_routing import ExpertLayerInfo
+from model.shadowing import shadow_bytes
 from trainer.bench.comparison import DTYPES, Comparison, Row, Settings
 from trainer.bench.exchange_on_ranks import LayerCall, sent_bytes
 from trainer.bench.recorded_routing import (
@@ -29,6 +32,8 @@ from trainer.bench.recorded_routing import (
 from trainer.distributed.affine_placement import layer_use
 
 GROUP_SIZES = (2, 4, 8, 16)
+MOST_SHADOWED = (0, 1, 2, 4)
+"""Experts of a layer whose weights may travel, in the tables of task-affine placement."""
 ON_PROCESSES = (2, 4)
 """Group sizes that are also exchanged by processes."""
 
@@ -42,7 +47,10 @@ def compare_communication(settings: Settings, dtype: str) -> list[Comparison]:
     return [
         comparison
         for ranks, replay in replays.items()
-        for comparison in (replay.against_bound(count=ranks in processes), replay.against_affine())
+        for comparison in (
+            replay.against_bound(count=ranks in processes),
+            replay.against_affine(count=ranks in processes),
+        )
     ]
 
 
@@ -61,6 +69,11 @@ class _Total:
     bound: int
     per_copy: int
     load: float
+
+
+def _row(name: str, total: _Total) -> Row:
+    note = f"most loaded rank of any layer {total.load:.2f}x an even share"
+    return Row(name=name, timing=None, saved_bytes=None, moved_bytes=total.moved, note=note)
 
 
 class _Replay:
@@ -93,30 +106,32 @@ class _Replay:
         least = Row(name="lower bound", timing=None, saved_bytes=None, moved_bytes=total.bound)
         return self._comparison("comm", least, rows)
 
-    def against_affine(self) -> Comparison:
+    def against_affine(self, *, count: bool) -> Comparison:
         """Return task-affine placement and dealing beside experts in order and tasks dealt alike."""
-        before = self._total(self._alike, None)
-        placement = self.place()
-        dealt = deal_pairs(self._slots, self._ranks, TaskHomes(self._ranks, placement.task_order))
-        after = self._total(self._homes(dealt), placement)
+        rows = []
+        for most in MOST_SHADOWED:
+            placement = self.place(most)
+            dealt = deal_pairs(self._slots, self._ranks, TaskHomes(self._ranks, placement.task_order))
+            homes, name = self._homes(dealt), f"task-affine, {most} shadowed" if most else "task-affine"
+            rows.append(_row(name, self._total(homes, placement)))
+        if count:
+            calls = [self._call(layer, homes, placement) for layer in self._recorded.layers]
+            counted = sent_bytes(calls, self._ranks, DTYPES[self._dtype])
+            rows.append(
+                Row(name=f"{name}, {self._ranks} processes", timing=None, saved_bytes=None, moved_bytes=counted)
+            )
+        return self._comparison("placement", _row("dealt alike", self._total(self._alike, None)), rows)
 
-        def row(name: str, total: _Total) -> Row:
-            return Row(
-                name=name, timing=None, saved_bytes=None, moved_bytes=total.moved,
-                note=f"most loaded rank of any layer {total.load:.2f}x an even share",
-            )  # fmt: skip
-
-        return self._comparison("placement", row("dealt alike", before), [row("task-affine", after)])
-
-    def place(self) -> Placement:
+    def place(self, most_shadowed: int) -> Placement:
         """Return the placement for how tasks used experts on other images."""
         recorded = self._recorded
         weights = np.bincount(recorded.pairs[:, 1], minlength=len(recorded.ledger.tasks))
+        tokens = len(recorded.pairs) * recorded.choices[recorded.layers[0].name].shape[1]
         uses = {
-            layer.name: layer_use(recorded.config, layer, recorded.ledger, self._item_bytes)
+            layer.name: layer_use(recorded.config, layer, recorded.ledger, self._item_bytes, self._ranks, tokens)
             for layer in recorded.layers
         }
-        return place(uses, weights.tolist(), self._ranks)
+        return place(uses, weights.tolist(), self._ranks, most_shadowed=most_shadowed)
 
     def _homes(self, dealt: Sequence[Sequence[Slot]]) -> NDArray[np.int64]:
         """Return (P,) the rank of each pair; -1 for pairs of images that do not divide evenly."""
@@ -124,16 +139,17 @@ class _Replay:
         return np.array([rank_of.get((image, task), -1) for image, task in self._recorded.pairs.tolist()])
 
     def _call(self, layer: ExpertLayerInfo, homes: NDArray[np.int64], placement: Placement | None = None) -> LayerCall:
-        choices_PNK = self._recorded.choices[layer.name]
+        config, choices_PNK = self._recorded.config, self._recorded.choices[layer.name]
+        layouts = [ExpertLayout(layer.num_experts, self._ranks, rank) for rank in range(self._ranks)]
         if placement is not None:
-            place_E = torch.tensor(placement.experts[layer.name]).argsort()
-            choices_PNK = place_E[choices_PNK]
-        config = self._recorded.config
+            places = placement.layers[layer.name]
+            layouts = [layout.placed(places.order, places.shadowed) for layout in layouts]
         return LayerCall(
             experts_SK=[choices_PNK[torch.from_numpy(homes == rank)].flatten(0, 1) for rank in range(self._ranks)],
-            num_experts=layer.num_experts,
+            layouts=layouts,
             width=config.width,
             choice_width=config.attention_head_width if layer.kind == "attention" else 0,
+            expert_numbers=count_expert_parameters(config, layer.kind),
         )
 
     def _total(self, homes: NDArray[np.int64], placement: Placement | None) -> _Total:
@@ -146,12 +162,13 @@ class _Replay:
         )
 
     def _traffic(self, call: LayerCall) -> _Total:
-        plans = [plan_exchange(chosen, call.num_experts, self._ranks) for chosen in call.experts_SK]
+        plans = [plan_exchange(chosen, layout) for chosen, layout in zip(call.experts_SK, call.layouts, strict=True)]
         sizes = {"width": call.width, "item_bytes": self._item_bytes, "choice_width": call.choice_width}
         found = [exchange_bytes(plan, rank, **sizes) for rank, plan in enumerate(plans)]
+        shadows = sum(shadow_bytes(layout, call.expert_numbers, self._item_bytes) for layout in call.layouts)
         served_R = torch.stack([plan.counts_R2[:, 1] for plan in plans]).sum(0).double()
         return _Total(
-            moved=sum(rank.moved for rank in found),
+            moved=sum(rank.moved for rank in found) + shadows,
             bound=sum(rank.bound for rank in found),
             per_copy=sum(rank.per_copy for rank in found),
             load=float(served_R.max() / served_R.mean()),

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from model.dispatch import ExpertGroup, make_exchange
+from model.expert_layout import ExpertLayout
+from model.shadowing import present_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +21,17 @@ class LayerCall:
 
     Attributes:
         experts_SK: rank -> (S, K) int64, the experts of its tokens.
-        num_experts: E.
+        layouts: rank -> where it finds the experts.
         width: D.
         choice_width: d_h for attention, 0 for an MLP.
+        expert_numbers: parameters of one expert.
     """
 
     experts_SK: Sequence[Tensor]
-    num_experts: int
+    layouts: Sequence[ExpertLayout]
     width: int
     choice_width: int
+    expert_numbers: int
 
 
 def sent_bytes(calls: Sequence[LayerCall], ranks: int, dtype: torch.dtype) -> int:
@@ -49,13 +53,15 @@ def _run_rank(rank: int, ranks: int, folder: str, calls: Sequence[LayerCall], dt
 
 
 def _forward_and_backward(call: LayerCall, rank: int, group: ExpertGroup, dtype: torch.dtype) -> None:
-    """What a layer exchanges; its experts are left out, they send nothing."""
-    experts_SK = call.experts_SK[rank]
+    """What a layer exchanges; what its experts compute is left out."""
+    experts_SK, layout = call.experts_SK[rank], call.layouts[rank]
+    owned = torch.zeros(len(layout.owned), call.expert_numbers, dtype=dtype, requires_grad=True)
+    (weights,) = present_weights([owned], layout, group)
     x_SD = torch.zeros(len(experts_SK), call.width, dtype=dtype, requires_grad=True)
     gates_SK = torch.zeros(experts_SK.shape, dtype=dtype, requires_grad=True)
-    exchange = make_exchange(experts_SK, call.num_experts, group)
+    exchange = make_exchange(experts_SK, layout, group)
     rows_MD, gates_A = exchange.dispatch(x_SD, gates_SK)
-    y_MD = rows_MD + gates_A.sum()
+    y_MD = rows_MD + gates_A.sum() + weights.sum()
     if call.choice_width:
         q_AF = rows_MD.index_select(0, exchange.order.row_A)[:, : call.choice_width]
         y_MD = y_MD + exchange.choices_out(exchange.choices_home(q_AF)).sum()

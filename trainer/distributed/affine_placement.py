@@ -1,7 +1,7 @@
 """Task-affine placement of a run: from its routing ledger to places of experts and homes of tasks (cluster.placement).
 
-A function of the ledger alone, so that a run that resumes from a checkpoint finds the placement that it had chosen
-there. Statistics, checkpoints, squads and reports count experts by their own numbers and know nothing of it.
+A function of ledger and layout alone, so that a run that resumes from a checkpoint finds the placement that it had
+chosen there. Statistics, checkpoints, squads and reports count experts by their own numbers and know nothing of it.
 """
 
 from dataclasses import dataclass
@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cluster.placement import LayerUse, place
+from cluster.placement import LayerPlaces, LayerUse, place
 from configs.schema import ModelConfig, RunConfig
 from data_pipeline.planning.dealing import TaskHomes
+from model.cost import count_expert_parameters
 from model.layer_routing import ExpertLayerInfo
 from model.mod_squad import ModSquad
 from model.routing_stats import RoutingLedger
 from model.vit import ExpertLayer
 from trainer.engine import Engine
+from trainer.footprint.plan import pairs_per_image
 
 _PARAMETER_BYTES = {"fp32": 4, "bf16": 2}
 
@@ -27,19 +29,20 @@ class AffinePlacement:
 
     Attributes:
         homes: how a global batch is dealt.
-        experts: layer name -> its expert at each place.
+        layers: layer name -> where its experts are.
     """
 
     homes: TaskHomes
-    experts: dict[str, tuple[int, ...]]
+    layers: dict[str, LayerPlaces]
 
 
-def choose_placement(config: RunConfig, ledger: RoutingLedger) -> AffinePlacement | None:
+def choose_placement(config: RunConfig, ledger: RoutingLedger, micro_batch: int) -> AffinePlacement | None:
     """Return the placement for how tasks have used experts; None where the run wants none, or nothing is known yet.
 
     Args:
         config: of the run.
         ledger: of all ranks, the same on each of them.
+        micro_batch: images per rank and forward pass.
     """
     ranks = config.parallel.ep_size
     if config.parallel.expert_placement == "in_order" or ranks == 1 or not ledger.layers:
@@ -47,19 +50,34 @@ def choose_placement(config: RunConfig, ledger: RoutingLedger) -> AffinePlacemen
     tokens_T = ledger.tokens[ledger.layers[-1].name].double()
     if not tokens_T.sum():
         return None
+    pairs = micro_batch * ranks * pairs_per_image(config)
+    tokens = pairs * (config.data.image_size // config.model.patch_size) ** 2
     item_bytes = _PARAMETER_BYTES[config.train.dtype]
-    uses = {layer.name: layer_use(config.model, layer, ledger, item_bytes) for layer in ledger.layers}
-    found = place(uses, tokens_T.tolist(), ranks)
-    return AffinePlacement(homes=TaskHomes(ranks, found.task_order), experts=found.experts)
+    uses = {layer.name: layer_use(config.model, layer, ledger, item_bytes, ranks, tokens) for layer in ledger.layers}
+    found = place(uses, tokens_T.tolist(), ranks, most_shadowed=config.parallel.shadowed_experts)
+    return AffinePlacement(homes=TaskHomes(ranks, found.task_order), layers=found.layers)
 
 
-def layer_use(config: ModelConfig, layer: ExpertLayerInfo, ledger: RoutingLedger, item_bytes: int) -> LayerUse:
-    """Return how tasks use a layer, and the bytes of a row and of a choice, forward and backward."""
+def layer_use(
+    config: ModelConfig, layer: ExpertLayerInfo, ledger: RoutingLedger, item_bytes: int, ranks: int, tokens: int
+) -> LayerUse:
+    """Return how tasks use a layer, and what rows, choices and shadowed experts cost, forward and backward.
+
+    Args:
+        config: sizes.
+        layer: the layer.
+        ledger: how often tasks chose its experts.
+        item_bytes: of a weight and an activation.
+        ranks: of an expert group.
+        tokens: of all pairs of an expert group in one forward pass.
+    """
     head_width = config.attention_head_width if layer.kind == "attention" else 0
+    expert_bytes = count_expert_parameters(config, layer.kind) * item_bytes
     return LayerUse(
         shares_TE=ledger.shares(layer.name).numpy(),
         row_bytes=4 * config.width * item_bytes,
         choice_bytes=4 * head_width * item_bytes,
+        shadow_bytes=2 * (ranks - 1) * expert_bytes / tokens,
     )
 
 
@@ -69,10 +87,10 @@ def apply_placement(placement: AffinePlacement, model: ModSquad, engine: Engine)
     names = {id(parameter): name for name, parameter in engine.parameters.items()}
     layers = [part for part in model.backbone.modules() if isinstance(part, ExpertLayer)]
     for layer in layers:
-        order = torch.tensor(placement.experts[layer.info.name])
-        layer.place_E = order.argsort().to(engine.device)
+        places = placement.layers[layer.info.name]
+        layer.experts.layout = layer.experts.layout.placed(places.order, places.shadowed, engine.device)
         order_of |= {
-            names[id(parameter)]: order
+            names[id(parameter)]: torch.tensor(places.order)
             for parameter in layer.experts.parameters()
             if getattr(parameter, "is_expert", False)
         }

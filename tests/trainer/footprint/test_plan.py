@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from model.dispatch import ExpertGroup
 from model.exchange_plan import exchange_bytes, plan_exchange
+from model.expert_layout import ExpertLayout
 from model.mod_squad import ModSquad
 from model.vit import expert_layers
 from tests.ranks import run_ranks
@@ -83,7 +84,7 @@ def test_bytes_are_those_of_an_exchange(ep_size: int) -> None:
     for layer in expert_layers(run.model):
         chosen = torch.rand(tokens, layer.num_experts, generator=generator).topk(layer.top_k).indices
         heads = run.model.attention_head_width if layer.kind == "attention" else 0
-        plan = plan_exchange(chosen, layer.num_experts, ep_size)
+        plan = plan_exchange(chosen, ExpertLayout(layer.num_experts, ep_size))
         total += exchange_bytes(plan, 0, width=run.model.width, item_bytes=2, choice_width=heads).moved
     assert all_to_all_bytes(run, layout) == pytest.approx(total, rel=0.03)
     assert all_to_all_bytes(run, Layout(8, 1)) == 0
