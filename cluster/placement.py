@@ -21,8 +21,9 @@ from scipy.optimize import linear_sum_assignment
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-LOAD_LIMIT = 1.25
-"""Most work of a rank in any layer, over an even share of it, where the experts' own loads allow that."""
+LOAD_LIMIT = 1.2
+"""Most expected work of a rank in any layer, over an even share of it, where the experts' own loads allow that. On
+images that the ledger has not seen it becomes a little more: at most 1.25 is wanted there."""
 _STARTS = 12  # local searches, each from its own order of tasks
 _SHAKES, _SHAKEN = 60, 4  # then searches from the best order with so many tasks mixed up
 _ROUNDS = 8  # of placing experts and ordering tasks, in one search

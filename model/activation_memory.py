@@ -13,6 +13,7 @@ from math import comb
 
 from configs.schema import ModelConfig
 from configs.tasks import TaskSpec
+from model.cost import count_expert_parameters
 from model.layer_routing import ExpertLayerInfo
 from model.vit import block_layers
 
@@ -85,6 +86,33 @@ def activation_bytes(
 def loss_bytes(tasks: Sequence[TaskSpec], image_size: int) -> float:
     """Return what the losses of one image with all tasks keep: about three float32 numbers per predicted one."""
     return sum(3 * 4 * spec.channels * (image_size**2 if spec.dense else 1) for spec in tasks)
+
+
+def present_weight_bytes(
+    config: ModelConfig, *, item_bytes: int, ep_size: int, shadowed: int, recompute: bool = False
+) -> float:
+    """Return what one rank keeps of weights for backward where experts are shadowed (model.shadowing).
+
+    In every expert layer, its own experts and the shadowed ones once more, side by side; with recomputation those of
+    one block at a time.
+
+    Args:
+        config: sizes.
+        item_bytes: of a weight.
+        ep_size: ranks over which experts are sharded.
+        shadowed: experts of each layer.
+        recompute: whether blocks run again in backward.
+    """
+    if not shadowed:
+        return 0.0
+    of_blocks = [
+        sum(
+            (layer.num_experts // ep_size + shadowed) * count_expert_parameters(config, layer.kind)
+            for layer in block_layers(config, index)
+        )
+        for index in range(config.depth)
+    ]
+    return float((max(of_blocks) if recompute else sum(of_blocks)) * item_bytes)
 
 
 def ranks_visited(num_experts: int, top_k: int, ranks: int) -> float:

@@ -7,16 +7,25 @@ import torch
 
 from configs.schema import ModelConfig
 from configs.tasks import resolve_tasks
-from model.activation_memory import activation_bytes, ranks_visited
+from model.activation_memory import activation_bytes, present_weight_bytes, ranks_visited
+from model.dispatch import ExpertGroup
 from model.mod_squad import ModSquad
+from model.vit import ExpertLayer
+from tests.ranks import run_ranks
 from trainer.bench.comparison import saved_bytes
 
 TASKS = resolve_tasks(("depth_zbuffer", "normal", "class_scene"))
 IMAGES, SIDE = 6, 64
 
 
-def kept_by_autograd(config: ModelConfig, dtype: torch.dtype) -> int:
-    model = ModSquad(config, TASKS, SIDE).to(dtype)
+def kept_by_autograd(
+    config: ModelConfig, dtype: torch.dtype, group: ExpertGroup | None = None, shadowed: int = 0
+) -> int:
+    model = ModSquad(config, TASKS, SIDE, group=group or ExpertGroup()).to(dtype)
+    for layer in model.modules():
+        if isinstance(layer, ExpertLayer) and shadowed:
+            order = range(layer.info.num_experts)
+            layer.experts.layout = layer.experts.layout.placed(order, order[:shadowed])
     images = torch.rand(IMAGES, 3, SIDE, SIDE)
     pair_image, pair_task = torch.arange(IMAGES).repeat(len(TASKS)), torch.arange(len(TASKS)).repeat_interleave(IMAGES)
     return saved_bytes(lambda: model(images, pair_image, pair_task), model.parameters())
@@ -47,6 +56,23 @@ def test_recomputation_keeps_the_inputs_of_blocks() -> None:
     again = activation_bytes(config, TASKS, SIDE, item_bytes=2, recompute=True)
     assert again.blocks == config.depth * 64 * len(TASKS) * config.width * 2
     assert again.largest_block == whole.largest_block == pytest.approx(whole.blocks / config.depth)
+
+
+def kept_with_shadows(rank: int, world: int, config: ModelConfig, dtype: torch.dtype) -> list[int]:
+    return [kept_by_autograd(config, dtype, ExpertGroup(world, rank), shadowed) for shadowed in (0, 1, 3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_shadowed_experts(dtype: torch.dtype) -> None:
+    config = ModelConfig.model_validate({"preset": "tiny", "placement": "every", "depth": 2})
+    none, *some = torch.tensor(run_ranks(kept_with_shadows, 2, config, dtype)).sum(0).tolist()
+    planned = [
+        present_weight_bytes(config, item_bytes=dtype.itemsize, ep_size=2, shadowed=shadowed) for shadowed in (0, 1, 3)
+    ]
+    assert planned[0] == 0
+    for found, expected in zip(some, planned[1:], strict=True):
+        # Beside the weights, rows that need not travel any more are saved once instead of twice.
+        assert found - none == pytest.approx(2 * expected, rel=0.05)
 
 
 def test_ranks_visited() -> None:

@@ -72,8 +72,7 @@ class _Total:
 
 
 def _row(name: str, total: _Total) -> Row:
-    note = f"most loaded rank of any layer {total.load:.2f}x an even share"
-    return Row(name=name, timing=None, saved_bytes=None, moved_bytes=total.moved, note=note)
+    return Row(name=name, timing=None, saved_bytes=None, moved_bytes=total.moved, busiest=total.load)
 
 
 class _Replay:

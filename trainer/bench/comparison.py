@@ -118,6 +118,7 @@ class Row:
         note: what a reader should know about it.
         moved_bytes: what all ranks send each other.
         held_bytes: what stays in memory.
+        busiest: work of the busiest rank in any layer, over an even share.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Row:
     note: str = ""
     moved_bytes: int | None = None
     held_bytes: int | None = None
+    busiest: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ from trainer.bench.plan_scale import PLANS
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """One bound on a ratio of a row of a comparison to its reference.
+    """One bound on a ratio of a row of a comparison to its reference, or, of load, to an even share.
 
     Attributes:
         comparison, dtype, row: where the ratio stands.
         quantity: time: the median of the time ratios; saved: bytes saved for backward; moved: bytes between ranks;
-            held: bytes that stay in memory.
+            held: bytes that stay in memory; load: of the busiest rank.
         sign: whether the ratio should be at most or at least `bound`.
         bound: the limit.
     """
@@ -24,7 +24,7 @@ class Limit:
     comparison: str
     dtype: str
     row: str
-    quantity: Literal["time", "saved", "moved", "held"] = "time"
+    quantity: Literal["time", "saved", "moved", "held", "load"] = "time"
     sign: Literal["<=", ">="] = "<="
     bound: float
 
@@ -51,7 +51,12 @@ LIMITS = (
         for dtype in DTYPES
     ),
     *(
-        Limit(comparison="placement ep 4", dtype=dtype, row="task-affine", quantity="moved", bound=0.60)
+        Limit(comparison="placement ep 4", dtype=dtype, row="task-affine, 2 shadowed", quantity="moved", bound=0.60)
+        for dtype in DTYPES
+    ),
+    *(
+        Limit(comparison=f"placement ep {n}", dtype=dtype, row="task-affine, 2 shadowed", quantity="load", bound=1.25)
+        for n in (2, 4, 8)
         for dtype in DTYPES
     ),
     Limit(comparison="data, all tasks", dtype="fp32", row=by_pil("all tasks"), sign=">=", bound=6.0),
@@ -126,4 +131,8 @@ def _held(row: Row, reference: Row) -> float | None:
     return row.held_bytes / reference.held_bytes if row.held_bytes is not None and reference.held_bytes else None
 
 
-_MEASURES = {"time": _time, "saved": _saved, "moved": _moved, "held": _held}
+def _load(row: Row, _: Row) -> float | None:
+    return row.busiest
+
+
+_MEASURES = {"time": _time, "saved": _saved, "moved": _moved, "held": _held, "load": _load}

@@ -18,10 +18,10 @@ from cluster.local import run_ranks
 from configs.errors import UserError
 from configs.schema import ModelConfig
 from configs.tasks import resolve_tasks
-from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
 from data_pipeline.pack import pack
 from data_pipeline.rooms.source import RoomsSource
+from data_pipeline.run_shards import open_shards
 from data_pipeline.targets import prepare_batch
 from model.layer_routing import ExpertLayerInfo
 from model.mod_squad import ModSquad
@@ -32,8 +32,14 @@ from trainer.squads.export import load_run_model
 
 IMAGES = 32
 """Images of the global batch that is replayed."""
-TRAINING = {"train.steps": 240, "model.attention_experts": 16, "model.mlp_experts": 16}
-"""How the recipe baselines/mod_squad is changed: fewer steps, and 16 experts, so that 16 ranks can share them."""
+TRAINING = {
+    "train.steps": 240,
+    "model.attention_experts": 16,
+    "model.attention_top_k": 4,
+    "model.mlp_experts": 16,
+    "model.mlp_top_k": 4,
+}
+"""How the recipe baselines/mod_squad is changed: fewer steps, and 4 of 16 experts, so that 16 ranks can share them."""
 ROOMS, HELD_OUT, SIDE = 600, 32, 64
 
 
@@ -68,7 +74,7 @@ def routing_of_run(run_dir: Path) -> RecordedRouting:
     if (found := read_latest_ledger(run_dir)) is None:
         raise UserError(f"{run_dir} has no routing ledger: evaluate the run first (modsquad evaluate {run_dir})")
     record = RoutingRecord(model.eval())
-    index = ShardIndex.load(config.data.train)
+    index = open_shards(config, "train")
     loader = EvaluationLoader(
         index, model.tasks, batch_size=config.evaluate.batch_size, rank=0, world=1, limit=IMAGES, workers=0
     )

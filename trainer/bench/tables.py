@@ -11,7 +11,8 @@ from trainer.bench.limits import Verdict
 def comparison_table(comparison: Comparison) -> Table:
     """Return one row per alternative: time, ratio to the reference with its quartiles, bytes saved for backward.
 
-    A comparison of communication has the bytes that move instead, one of the plan the bytes that stay.
+    A comparison of communication has the bytes that move instead, and of placements the work of the busiest rank over
+    an even share; one of the plan the bytes that stay.
     """
     rows = (comparison.reference, *comparison.rows)
     notes = [f"{row.name}: {row.note}" for row in rows if row.note]
@@ -25,12 +26,14 @@ def comparison_table(comparison: Comparison) -> Table:
     moves = any(row.moved_bytes is not None for row in rows)
     held = any(row.held_bytes is not None for row in rows)
     times = ("ms", "ratio", "quartiles", "held MB" if held else "saved MB", "ratio")
-    for column in ("moved MB", "ratio") if moves else times:
+    busiest = any(row.busiest is not None for row in rows)
+    for column in ("moved MB", "ratio", *(["busiest rank"] if busiest else [])) if moves else times:
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         reference = comparison.reference
         if moves:
-            table.add_row(row.name, *_byte_cells(row.moved_bytes, reference.moved_bytes))
+            load = [] if not busiest else ["" if row.busiest is None else f"{row.busiest:.2f}"]
+            table.add_row(row.name, *_byte_cells(row.moved_bytes, reference.moved_bytes), *load)
         elif held:
             table.add_row(row.name, *_time_cells(row), *_byte_cells(row.held_bytes, reference.held_bytes))
         else:
@@ -51,8 +54,9 @@ def limits_table(verdicts: Sequence[Verdict]) -> Table:
         if verdict.measured is None:
             continue
         limit = verdict.limit
+        subject = limit.comparison if limit.quantity in ("moved", "load") else limit.row
         table.add_row(
-            f"{limit.comparison if limit.quantity == 'moved' else limit.row}, {limit.dtype}, {limit.quantity}",
+            f"{subject}, {limit.dtype}, {limit.quantity}",
             f"{limit.sign} {limit.bound:.2f}",
             f"{verdict.measured:.2f}",
             "[green]met" if verdict.met else "[red]not met",

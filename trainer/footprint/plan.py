@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.groups import Layout, accumulation_steps, check_experts
 from configs.errors import UserError
 from configs.schema import RunConfig
-from model.activation_memory import activation_bytes, loss_bytes, ranks_visited
+from model.activation_memory import activation_bytes, loss_bytes, present_weight_bytes, ranks_visited
 from model.cost import count_parameters, model_costs
 from model.vit import expert_layers
 
@@ -57,7 +57,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on one GPU: weights, gradients, optimizer (masters and moments), activations at their peak."""
+    """Bytes on one GPU: weights (with those of shadowed experts), gradients, masters and moments, activations' peak."""
 
     weights: float
     gradients: float
@@ -186,8 +186,18 @@ def memory_per_rank(config: RunConfig, layout: Layout, stage: int, micro_batch: 
     per_image = kept.blocks + kept.rest + kept.largest_block + losses
     if config.train.activation_checkpointing != "none":
         per_image += kept.largest_block  # what the block keeps when it runs again
+    present = present_weight_bytes(
+        config.model,
+        item_bytes=item,
+        ep_size=layout.ep_size,
+        shadowed=most_shadowed(config, layout.ep_size),
+        recompute=config.train.activation_checkpointing != "none",
+    )
     return Memory(
-        weights=own * item, gradients=gradients, optimizer=optimizer, activations=micro_batch * per_image * PEAK
+        weights=own * item + present,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=micro_batch * per_image * PEAK,
     )
 
 
@@ -217,6 +227,12 @@ def all_to_all_bytes(config: RunConfig, layout: Layout) -> float:
             numbers += 4 * layer.top_k * (ranks - 1) / ranks * model.attention_head_width
         total += rows * numbers * _item_bytes(config)
     return total
+
+
+def most_shadowed(config: RunConfig, ep_size: int) -> int:
+    """Return how many experts of a layer may be shadowed."""
+    affine = config.parallel.expert_placement == "task_affine" and ep_size > 1
+    return config.parallel.shadowed_experts if affine else 0
 
 
 def pairs_per_image(config: RunConfig) -> int:

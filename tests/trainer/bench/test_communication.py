@@ -29,9 +29,21 @@ def test_exchange_is_near_the_lower_bound(tables: dict[str, Comparison]) -> None
 def test_processes_send_what_the_plan_says(tables: dict[str, Comparison]) -> None:
     found = moved(tables["comm ep 2"])
     assert found["exchange, 2 processes"] == found["exchange"]
+    found = moved(tables["placement ep 2"])
+    assert found["task-affine, 4 shadowed, 2 processes"] == found["task-affine, 4 shadowed"]
 
 
 def test_affine_placement_moves_less(tables: dict[str, Comparison]) -> None:
     for ranks in (2, 4, 8):
         found = moved(tables[f"placement ep {ranks}"])
         assert found["task-affine"] < 0.9 * found["dealt alike"]
+
+
+def test_shadowed_experts_save_bytes_and_relieve_busy_ranks(tables: dict[str, Comparison]) -> None:
+    for ranks in (2, 4, 8):
+        table = tables[f"placement ep {ranks}"]
+        found, rows = moved(table), {row.name: row for row in table.rows}
+        assert found["task-affine, 4 shadowed"] < 0.95 * found["task-affine"]
+        load = rows["task-affine, 4 shadowed"].busiest
+        assert load is not None
+        assert 1 <= load <= 1.25
