@@ -6,6 +6,7 @@ and arrays must be as long as the bytes that are there. npy files are read witho
 
 import io
 import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,23 @@ def check_pixels(height: int, width: int, pixel_bytes: int) -> None:
     """Raise `ValueError` unless a picture has pixels, and at most `MOST_BYTES`."""
     if not 0 < height * width * pixel_bytes <= MOST_BYTES:
         raise ValueError(f"it declares {height} x {width} pixels; 1 to {MOST_BYTES // pixel_bytes} are read")
+
+
+def check_png_sums(data: bytes) -> None:
+    """Raise `ValueError` unless a PNG is whole and every chunk has its checksum.
+
+    PNG specification (ISO/IEC 15948), 5.3: chunks are a length, a kind, the data, and a CRC of the latter two. Pillow
+    passes over that of pixels, and over the sum at the end of their zlib stream, too: it stops at the last pixel.
+    """
+    view, place, kind = memoryview(data), 8, b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        end = place + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("it breaks off")
+        if zlib.crc32(view[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise ValueError(f"the checksum of its chunk {kind!r} is another")
+        place = end + 4
 
 
 def load_npy(data: bytes) -> NDArray[Any]:

@@ -18,7 +18,7 @@ from PIL import Image
 from configs.errors import UserError
 from configs.tasks import Encoding, TaskSpec
 from data_pipeline import byte_planes
-from data_pipeline.bounded import image_pixels, load_npy
+from data_pipeline.bounded import check_png_sums, image_pixels, load_npy
 from data_pipeline.sample import AnyArray
 from data_pipeline.skips import DamagedMember, MemberError, UnfitMember
 
@@ -259,8 +259,8 @@ def _decode_png(data: bytes, where: str) -> AnyArray:
             f"{where} is a PNG of {depth} bits and {_PNG_CHANNELS.get(colour, 0)} channels (colour type {colour}): "
             "only grey of 8 or 16 bits and RGB of 8 bits are read without loss; convert it"
         )
-    image = Image.open(io.BytesIO(data), formats=["PNG"])
-    array = np.asarray(image)
+    check_png_sums(data)
+    array = np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]))
     if array.dtype != (np.uint16 if depth == 16 else np.uint8):
         raise UnfitMember(
             f"{where} was read as {array.dtype} from a PNG of {depth} bits: convert it to plain grey or RGB"

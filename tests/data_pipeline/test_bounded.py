@@ -203,6 +203,16 @@ def test_damage_has_one_kind_of_error_and_little_cost(name: str, data: st.DataOb
         np.testing.assert_array_equal(found, array)
 
 
+@pytest.mark.parametrize("name", CHECKED)
+def test_no_flipped_bit_changes_a_pixel(name: str) -> None:
+    good, array = MEMBERS[name]
+    for bit in range(8 * len(good)):
+        damaged = bytearray(good)
+        damaged[bit // 8] ^= 1 << bit % 8
+        found = decode_or_refuse(name.removesuffix("16"), bytes(damaged))
+        assert found is None or np.array_equal(found, array), bit
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "npy", "plz"])
 @given(tail=st.binary(max_size=300), start=st.sampled_from([0, 8, 16, 26, 60]))
 @settings(max_examples=100, deadline=None)
