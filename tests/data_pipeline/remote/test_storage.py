@@ -319,14 +319,18 @@ def test_evicted_shards_give_their_room_back(server: ShardServer, folder: Path, 
 def test_reading_ahead_ends_with_the_loader(server: ShardServer, folder: Path, tmp_path: Path) -> None:
     server.faults = {path.name: [stall(100)] * 9 for path in folder.glob("*.tar")}
     index = ShardIndex.load(server.url, config(tmp_path, 9, folder))
-    before = {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())
+
+    def readers() -> list[threading.Thread]:
+        return [thread for thread in set(threading.enumerate()) - before if thread.name == "read-ahead"]
+
     with ReadAhead(index, lambda first, count: np.arange(first, first + count), start=0, end=99, cycle=99) as ahead:
         ahead.advance(0, 8)
         time.sleep(0.1)
-        assert "read-ahead" in {thread.name for thread in threading.enumerate()}
+        assert readers()
     server.release.set()
     deadline = time.monotonic() + 10
-    while {thread.name for thread in threading.enumerate() if thread.name == "read-ahead"} - before:
+    while readers():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not list((tmp_path / "shards").glob("*.partial"))
