@@ -10,6 +10,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Two processes; each file's tests stay together in one.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -22,10 +24,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/modsquad quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+	$(PYTEST) -m faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/modsquad bench $(BENCH_ARGS)

@@ -14,6 +14,7 @@ from cluster.doctor_ranks import RankFacts, judge
 from cluster.doctor_start import check_local_ranks, check_slurm_ranks
 from tests.services.slurm import running_slurm
 
+pytestmark = pytest.mark.xdist_group("slurm")  # One SLURM at a time.
 ROOT = Path(__file__).parents[2]
 TOKEN = "word"
 
