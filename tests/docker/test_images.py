@@ -16,6 +16,7 @@ from configs.load import load_config, recipe_names
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+MONITORING = ROOT / "trainer" / "telemetry" / "monitoring"
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,10 @@ def test_the_installed_package_holds_recipes_profiles_and_monitoring(tmp_path: P
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
-        assert archive.read("trainer/monitoring/alerts.yml") == (DOCKER / "alerts.yml").read_bytes()
+        assert archive.read("trainer/telemetry/monitoring/alerts.yml") == (DOCKER / "alerts.yml").read_bytes()
     assert {f"configs/{name}.yaml" for name in recipe_names()} <= held
     assert {f"configs/slurm/{path.name}" for path in PROFILES.glob("*.yaml")} <= held
-    assert {f"trainer/monitoring/{path.name}" for path in (ROOT / "trainer" / "monitoring").iterdir()} <= held
+    assert {f"trainer/telemetry/monitoring/{path.name}" for path in MONITORING.iterdir()} <= held
 
 
 def copied(folder: Path) -> Path:
