@@ -1,6 +1,6 @@
 """YAML files, layers and dotted overrides -> `RunConfig`, with errors that name the nearest valid key and the file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from configs.errors import UserError
-from configs.schema import RunConfig
+from configs.schema import DataConfig, RunConfig
+from configs.task_definitions import DEFINITIONS_KEY, TaskDefinition
+from configs.tasks import TASKS, expand_groups
 from configs.yaml_files import explain, first_error, read_mapping
 
 RECIPES = Path(__file__).parent
@@ -17,7 +19,17 @@ EXTENDS = "extends"
 LAYER_SUFFIXES = (".yaml", ".yml")
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+DefinitionsOfShards = Callable[[DataConfig], Mapping[str, TaskDefinition]]
+"""Reads which tasks the training shards define.
+
+Raises:
+    UserError: there are no shards, or they cannot be read.
+"""
+
+
+def load_config(
+    source: str | Path, overrides: Sequence[str] = (), definitions_of_shards: DefinitionsOfShards | None = None
+) -> RunConfig:
     """Read a recipe and apply overrides.
 
     A file may begin from another one: `extends: NAME` names a YAML file (relative to this one) or a shipped recipe.
@@ -27,6 +39,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         source: a YAML file, or the name of a shipped recipe ("quickstart").
         overrides: "key.sub=value"; the value is YAML, so numbers, lists, null and true work. Or a layer: the path of a
             YAML file (.yaml, .yml) with some of the keys, merged like a file that extends. Applied in order.
+        definitions_of_shards: asked where the recipe names a task that neither it nor the task table defines; what it
+            tells becomes part of the configuration.
 
     Raises:
         UserError: no such file, bad YAML, files that extend each other, an unknown key, a value that does not fit. One
@@ -50,10 +64,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise UserError(f"override '{override}': the value is not valid YAML") from None
         _assign(values, key, value)
         origin[key] = f"override '{override}'"
+    unread = "" if definitions_of_shards is None else _add_definitions(values, definitions_of_shards)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, path, origin)) from None
+        raise UserError(_explain(error, path, origin) + unread) from None
 
 
 def find_recipe(source: str | Path) -> Path:
@@ -115,6 +130,34 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _add_definitions(values: dict[str, Any], definitions_of_shards: DefinitionsOfShards) -> str:
+    """Add the definitions of the shards where tasks are named that are not known yet; return why that failed."""
+    defined = values.get(DEFINITIONS_KEY) or {}
+    if not isinstance(defined, dict) or _named_tasks(values) <= {*TASKS, *defined}:
+        return ""
+    try:
+        found = definitions_of_shards(DataConfig.model_validate(values.get("data") or {}))
+    except ValidationError:
+        return ""  # as the whole configuration will say
+    except UserError as error:
+        return f", nor do the training shards define it: {error}"
+    values[DEFINITIONS_KEY] = {**{name: definition.model_dump() for name, definition in found.items()}, **defined}
+    return ""
+
+
+def _named_tasks(values: Mapping[str, Any]) -> set[str]:
+    """Tasks that a configuration names, whether or not it is right otherwise."""
+    tasks = values.get("tasks", ())
+    named = (
+        set(expand_groups(tasks)) if isinstance(tasks, str | list) and all(isinstance(n, str) for n in tasks) else set()
+    )
+    for section, key in (("train", "task_weights"), ("data", "task_shares"), ("matching", "task_prior")):
+        part = values.get(section)
+        given = part.get(key) if isinstance(part, dict) else None
+        named |= {name for name in given if isinstance(name, str)} if isinstance(given, dict) else set()
+    return named
 
 
 def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from configs.augmentation import AugmentConfig
 from configs.section import NonNegative, Positive, Section
-from configs.tasks import TASKS, TaskSpec, resolve_tasks, unknown_task
+from configs.task_definitions import Definitions, task_table
+from configs.tasks import TaskSpec, TaskTable, resolve_tasks, unknown_task
 from configs.watching import TelemetryConfig, TrackersConfig
 from configs.zero_stage import ZeroStage
 
 Init = Literal["standard", "published"]
-Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Weights = dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]]
 
 # Sizes of the published models (arXiv 2212.08066, official configuration), and one for CPUs.
@@ -164,54 +165,6 @@ class MatchingConfig(Section):
     """Weight of the router z-loss (arXiv 2202.08906)."""
 
 
-class AugmentConfig(Section):
-    """Random changes of training images, drawn anew for every sample and epoch: `data_pipeline.draws`.
-
-    Geometry moves images and labels together; colours change images only. Ranges are [least, most], drawn uniformly.
-    """
-
-    flip: bool = True
-    """Mirror half of the images."""
-    crop_scale: Range = (0.49, 1.0)
-    """Area of the window that is cut out, as a share of the image's; [1, 1] cuts nothing."""
-    crop_ratio: Range = (1.0, 1.0)
-    """Width over height of the window, uniform in its logarithm; at most what fits in the image."""
-    zoom: Range = (1.0, 1.0)
-    """Enlargement after cropping; below 1 the image gets a margin of unknown pixels."""
-    rotate_degrees: float = Field(0.0, ge=0, le=180)
-    """Rotation about the window's centre, by up to this angle either way; corners become unknown pixels."""
-    brightness: float = Field(0.0, ge=0)
-    """Colours are multiplied by a factor from [1 - x, 1 + x], at least 0."""
-    contrast: float = Field(0.0, ge=0)
-    """Factor on the distance from the image's mean grey, from [1 - x, 1 + x], at least 0."""
-    saturation: float = Field(0.0, ge=0)
-    """Factor on the distance from each pixel's grey, from [1 - x, 1 + x], at least 0."""
-    hue: float = Field(0.0, ge=0, le=0.5)
-    """Hues turn by up to this share of the colour circle either way."""
-    grayscale: float = Field(0.0, ge=0, le=1)
-    """Share of the images that lose their colours."""
-    blur: float = Field(0.0, ge=0, le=0.1)
-    """Largest standard deviation of a Gaussian blur, as a share of the side; drawn from [0, x]."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "AugmentConfig":
-        for field, (least, most) in (
-            ("crop_scale", self.crop_scale),
-            ("crop_ratio", self.crop_ratio),
-            ("zoom", self.zoom),
-        ):
-            if least > most:
-                raise ValueError(f"{field} [{least:g}, {most:g}]: give the smaller number first")
-        if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale {self.crop_scale[1]:g} exceeds the image: a zoom below 1 shows more than it")
-        return self
-
-    @property
-    def pads(self) -> bool:
-        """Whether an output pixel may lie outside the image."""
-        return self.rotate_degrees > 0 or self.zoom[0] < 1
-
-
 class DataConfig(Section):
     """Shards, the plan over them, and augmentation."""
 
@@ -349,6 +302,9 @@ class RunConfig(Section):
     """Folder of the run: config, metrics, checkpoints, evaluation, report."""
     seed: NonNegative = 0
     """Seed of initialisation, order, task assignment and augmentation."""
+    define_tasks: Definitions = Field(default_factory=dict)
+    """Tasks beside those of the table, each by how it differs from a row of it; those that the training shards define
+    need not be repeated."""
     tasks: tuple[str, ...] | str = "taskonomy"
     """Names of tasks or of groups (taskonomy, pascal_context)."""
     model: ModelConfig = Field(default_factory=lambda: ModelConfig.model_validate({}))
@@ -364,14 +320,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
-        resolve_tasks(self.tasks)  # raises on an unknown name
+        table = self.task_table
+        resolve_tasks(self.tasks, table)  # raises on an unknown name
         for field, given in (
             ("train.task_weights", self.train.task_weights),
             ("data.task_shares", self.data.task_shares),
             ("matching.task_prior", self.matching.task_prior),
         ):
-            if unknown := [task for task in given if task not in TASKS]:
-                raise ValueError(f"{field}.{unknown[0]}: {unknown_task(unknown[0])}")
+            if unknown := [task for task in given if task not in table]:
+                raise ValueError(f"{field}.{unknown[0]}: {unknown_task(unknown[0], table)}")
         if self.data.image_size % self.model.patch_size:
             raise ValueError(
                 f"data.image_size {self.data.image_size} is not a multiple of model.patch_size {self.model.patch_size}"
@@ -381,6 +338,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def task_table(self) -> TaskTable:
+        """All tasks that the configuration knows."""
+        return task_table(self.define_tasks)
+
+    @property
     def task_specs(self) -> tuple[TaskSpec, ...]:
-        """Rows of the task table, in the order that defines task ids."""
-        return resolve_tasks(self.tasks)
+        """The run's tasks, in the order that defines task ids."""
+        return resolve_tasks(self.tasks, self.task_table)

@@ -1,14 +1,15 @@
 """The task table: everything the program knows about a task, one row each.
 
 A task is what the model predicts from an image: 13 of Taskonomy (CVPR 2018) and 5 of PASCAL-Context (the PASCAL_MT
-layout). Data, losses, metrics, geometry and pictures all follow from the row, so adding a task means adding one row.
+layout). Data, losses, metrics, geometry and pictures all follow from the row. A user's own tasks are rows derived from
+these (`configs.task_definitions`).
 
 A label exists in two forms. *Stored* is what lies in shards and official folders (uint8, uint16 or float arrays);
 `Encoding` describes it. *Target* is the float tensor that losses compare with predictions; `Target` names the mapping,
 which `data_pipeline.targets` implements on the device.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -16,7 +17,7 @@ from typing import Literal
 from configs.errors import UserError
 
 TargetKind = Literal[
-    "log_depth",  # log(1 + d) / log(2^16), d in 1/512 m
+    "log_depth",  # log(1 + d) / log(2^16), d the stored code
     "unit_range",  # stored value / `scale`, clipped to [0, 1] if `clip`, then mapped to [-1, 1]
     "unit_vector",  # 2 v / 255 - 1, normalised to length 1
     "standardise",  # (v - mean) / std per channel
@@ -57,7 +58,7 @@ class TaskSpec:
 
     Attributes:
         name: unique name; also the member name in shards and the folder name in official layouts.
-        group: the benchmark it belongs to.
+        like: the row of the table that it derives from; None for the table's own rows.
         dense: True for one prediction per pixel, False for one vector per image.
         channels: channels of the prediction (classes, for class tasks).
         encoding: the stored form.
@@ -65,6 +66,7 @@ class TaskSpec:
         scale: stored value that maps to the upper end (`unit_range`), or to "certainly 1" (`binary`).
         clip: whether values above `scale` count as `scale` (`unit_range`).
         mean, std: per channel, for `standardise`.
+        codes_per_metre: stored units in one metre, for `log_depth`.
         blur_fraction: standard deviation of a Gaussian blur of the target, as a fraction of the image's height.
         loss: training loss.
         metrics: what evaluation reports; the first one is *the* metric of the task.
@@ -77,7 +79,7 @@ class TaskSpec:
     """
 
     name: str
-    group: Literal["taskonomy", "pascal_context"]
+    like: str | None = None
     dense: bool = True
     channels: int
     encoding: Encoding
@@ -86,6 +88,7 @@ class TaskSpec:
     clip: bool = True
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    codes_per_metre: float = 512.0
     blur_fraction: float = 0.0
     loss: LossKind
     metrics: tuple[MetricKind, ...]
@@ -121,7 +124,6 @@ _IDS8 = Encoding(dtype="uint8")
 _TASKONOMY = (
     TaskSpec(
         name="class_object",
-        group="taskonomy",
         dense=False,
         channels=1000,
         encoding=Encoding(dtype="float32", channels=1000),
@@ -133,7 +135,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="class_scene",
-        group="taskonomy",
         dense=False,
         channels=365,
         encoding=Encoding(dtype="float32", channels=365),
@@ -145,7 +146,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="depth_euclidean",
-        group="taskonomy",
         channels=1,
         encoding=_DEPTH,
         target="log_depth",
@@ -156,7 +156,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="depth_zbuffer",
-        group="taskonomy",
         channels=1,
         encoding=_DEPTH,
         target="log_depth",
@@ -167,7 +166,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="edge_occlusion",
-        group="taskonomy",
         channels=1,
         encoding=_GRAY16,
         target="unit_range",
@@ -183,7 +181,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="edge_texture",
-        group="taskonomy",
         channels=1,
         encoding=_GRAY16,
         target="unit_range",
@@ -195,7 +192,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="keypoints2d",
-        group="taskonomy",
         channels=1,
         encoding=_GRAY16,
         target="unit_range",
@@ -207,7 +203,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="keypoints3d",
-        group="taskonomy",
         channels=1,
         encoding=_GRAY16,
         target="unit_range",
@@ -220,7 +215,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="normal",
-        group="taskonomy",
         channels=3,
         encoding=_RGB8,
         target="unit_vector",
@@ -232,7 +226,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="principal_curvature",
-        group="taskonomy",
         channels=2,
         encoding=_RGB8,
         target="standardise",
@@ -245,7 +238,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="reshading",
-        group="taskonomy",
         channels=1,
         encoding=_RGB8,
         target="unit_range",
@@ -258,7 +250,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="segment_unsup2d",
-        group="taskonomy",
         channels=1,
         encoding=_IDS8,
         target="region_boundary",
@@ -269,7 +260,6 @@ _TASKONOMY = (
     ),
     TaskSpec(
         name="segment_unsup25d",
-        group="taskonomy",
         channels=1,
         encoding=_IDS8,
         target="region_boundary",
@@ -284,7 +274,6 @@ _TASKONOMY = (
 _PASCAL_CONTEXT = (
     TaskSpec(
         name="semseg",
-        group="pascal_context",
         channels=21,
         encoding=Encoding(dtype="uint8", invalid=255),
         target="class_ids",
@@ -295,7 +284,6 @@ _PASCAL_CONTEXT = (
     ),
     TaskSpec(
         name="human_parts",
-        group="pascal_context",
         channels=7,
         encoding=Encoding(dtype="uint8", invalid=255),
         target="class_ids",
@@ -306,7 +294,6 @@ _PASCAL_CONTEXT = (
     ),
     TaskSpec(
         name="saliency",
-        group="pascal_context",
         channels=1,
         encoding=_IDS8,
         target="binary",
@@ -317,7 +304,6 @@ _PASCAL_CONTEXT = (
     ),
     TaskSpec(
         name="normals",
-        group="pascal_context",
         channels=3,
         encoding=Encoding(dtype="uint8", channels=3, invalid=255),
         target="unit_vector",
@@ -328,7 +314,6 @@ _PASCAL_CONTEXT = (
     ),
     TaskSpec(
         name="edges",
-        group="pascal_context",
         channels=1,
         encoding=_IDS8,
         target="binary",
@@ -339,41 +324,49 @@ _PASCAL_CONTEXT = (
     ),
 )
 
-TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in (*_TASKONOMY, *_PASCAL_CONTEXT)}
-GROUPS: dict[str, tuple[str, ...]] = {
+TaskTable = Mapping[str, TaskSpec]
+"""Name -> row."""
+
+TASKS: TaskTable = {spec.name: spec for spec in (*_TASKONOMY, *_PASCAL_CONTEXT)}
+GROUPS: Mapping[str, tuple[str, ...]] = {
     "taskonomy": tuple(spec.name for spec in _TASKONOMY),
     "pascal_context": tuple(spec.name for spec in _PASCAL_CONTEXT),
 }
 
 
-def get_task(name: str) -> TaskSpec:
+def get_task(name: str, table: TaskTable = TASKS) -> TaskSpec:
     """Return the row called `name`.
 
     Raises:
         UserError: there is no such task; names the nearest one.
     """
-    if name in TASKS:
-        return TASKS[name]
-    raise UserError(unknown_task(name))
+    if name in table:
+        return table[name]
+    raise UserError(unknown_task(name, table))
 
 
-def unknown_task(name: str) -> str:
+def unknown_task(name: str, table: TaskTable = TASKS) -> str:
     """Say that there is no task called `name`, and which one is nearest."""
-    near = get_close_matches(name, [*TASKS, *GROUPS], n=1, cutoff=0.0)
-    return f"unknown task '{name}': did you mean '{near[0]}'? Known: {', '.join(TASKS)}"
+    near = get_close_matches(name, [*table, *GROUPS], n=1, cutoff=0.0)
+    return f"unknown task '{name}': did you mean '{near[0]}'? Known: {', '.join(table)}"
 
 
-def resolve_tasks(names: str | Iterable[str]) -> tuple[TaskSpec, ...]:
+def resolve_tasks(names: str | Iterable[str], table: TaskTable = TASKS) -> tuple[TaskSpec, ...]:
     """Return the rows for a group's name, a task's name, or a sequence of either; order kept.
 
     Raises:
         UserError: an unknown name, a task named twice, or no task at all.
     """
-    wanted: Sequence[str] = [names] if isinstance(names, str) else list(names)
-    expanded = [task for name in wanted for task in GROUPS.get(name, (name,))]
+    expanded = expand_groups(names)
     if not expanded:
-        raise UserError(f"no task given: name some of {', '.join(TASKS)}, or a group: {', '.join(GROUPS)}")
+        raise UserError(f"no task given: name some of {', '.join(table)}, or a group: {', '.join(GROUPS)}")
     twice = sorted({name for name in expanded if expanded.count(name) > 1})
     if twice:
         raise UserError(f"task '{twice[0]}' is given twice: name each task once")
-    return tuple(get_task(name) for name in expanded)
+    return tuple(get_task(name, table) for name in expanded)
+
+
+def expand_groups(names: str | Iterable[str]) -> list[str]:
+    """Return names of tasks for a group's name, a task's name, or a sequence of either; order kept."""
+    wanted: Sequence[str] = [names] if isinstance(names, str) else list(names)
+    return [task for name in wanted for task in GROUPS.get(name, (name,))]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -57,9 +57,12 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
 
 
 def _section(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
-    """The part of `model` at a location; parts may be optional."""
-    for name in location:
+    """The part of `model` at a location; parts may be optional, or values of a mapping by names of the user's own."""
+    names = iter(location)
+    for name in names:
         annotation = model.model_fields[name].annotation
+        if get_origin(annotation) is dict:
+            next(names)
         candidates = (annotation, *get_args(annotation))
         model = next(part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel))
     return model

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from configs.schema import AugmentConfig
+from configs.augmentation import AugmentConfig
 
 # Numbers that every sample draws, whatever is switched on: switching one change on leaves the others as they were.
 _DRAWS = 13

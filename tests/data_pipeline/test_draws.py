@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import AugmentConfig
+from configs.augmentation import AugmentConfig
 from data_pipeline.draws import Augment, Augmentations, draw_augmentations, generator
 
 EVERYTHING = AugmentConfig(

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.augmentation import AugmentConfig
 from configs.errors import UserError
-from configs.schema import AugmentConfig, DataConfig
+from configs.schema import DataConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.cursor import Cursor

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.augmentation import AugmentConfig
 from configs.errors import UserError
-from configs.schema import AugmentConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.draws import Augment, draw_augmentations
 from data_pipeline.index import ShardIndex

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from configs.schema import AugmentConfig
+from configs.augmentation import AugmentConfig
 from configs.tasks import TASKS, resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.draws import Augment, draw_augmentations
