@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from configs.schema import AugmentConfig, DataConfig
+from configs.augmentation import AugmentConfig
+from configs.schema import DataConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.batch import Batch
 from data_pipeline.codecs import ImageCodec
