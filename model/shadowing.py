@@ -53,7 +53,7 @@ class _Shadow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: ExpertLayout, group: ExpertGroup, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.layout, ctx.group = layout, group
-        lent_sF = _joined([weight[list(layout.lent_numbers)] for weight in weights])
+        lent_sF = _joined([_rows(weight, layout.lent_numbers) for weight in weights])
         ctx.splits = Splits([len(lent_sF)] * layout.ranks, list(layout.lent), group)
         shadowed_VF = all_to_all(lent_sF.repeat(layout.ranks, 1), ctx.splits)
         parts = _parted(shadowed_VF, weights)
@@ -71,8 +71,14 @@ class _Shadow(torch.autograd.Function):
             0, dtype=torch.promote_types(from_ranks.dtype, torch.float32)
         )
         for grad, part in zip(own, _parted(lent_sF.to(from_ranks.dtype), own), strict=True):
-            grad[list(layout.lent_numbers)] = part
+            for number, row in zip(layout.lent_numbers, part, strict=True):
+                grad[number] = row
         return None, None, *own
+
+
+def _rows(weight: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Return weight[numbers]; slices, as an index would have to be copied to the device."""
+    return torch.cat([weight[:0], *(weight[number : number + 1] for number in numbers)])
 
 
 def _joined(stacked: Sequence[Tensor]) -> Tensor:

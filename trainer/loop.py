@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
@@ -149,7 +148,6 @@ class Trainer:
         """
         started, waited, left_out = time.perf_counter(), 0.0, list[Skip]()
         optim, train, parts = self.config.optim, self.config.train, self.parts
-        torch.manual_seed(Random(f"{self.config.seed}/{self.state.steps_done}/{self.env.rank}").getrandbits(63))
         running_mean = parts.matching.state_dict()
         parts.engine.set_learning_rate(learning_rate(self.state.steps_done, optim, train.steps))
         scale = float(self.env.world * parts.accumulation)
@@ -265,6 +263,8 @@ class Trainer:
         if placement is None or placement == self._placement:
             return False
         apply_placement(placement, self.parts.model, self.parts.engine)
+        if self.env.is_main:
+            self._listener.on_note(placement.describe(self._placement))
         self._placement = placement
         return True
 

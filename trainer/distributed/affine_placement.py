@@ -35,6 +35,17 @@ class AffinePlacement:
     homes: TaskHomes
     layers: dict[str, LayerPlaces]
 
+    def describe(self, before: "AffinePlacement | None") -> str:
+        """Return for the user how many experts change their rank, from `before` or from experts in order."""
+        moved = total = shadowed = 0
+        for name, places in self.layers.items():
+            local = len(places.order) // self.homes.ranks
+            old = before.layers[name].order if before else range(len(places.order))
+            rank_of = {expert: place // local for place, expert in enumerate(old)}
+            moved += sum(rank_of[expert] != place // local for place, expert in enumerate(places.order))
+            total, shadowed = total + len(places.order), shadowed + len(places.shadowed)
+        return f"experts placed by task: {moved} of {total} moved to another rank, {shadowed} shadowed"
+
 
 def choose_placement(config: RunConfig, ledger: RoutingLedger, micro_batch: int) -> AffinePlacement | None:
     """Return the placement for how tasks have used experts; None where the run wants none, or nothing is known yet.

@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from cluster.env import RankEnv
+from cluster.placement import LayerPlaces
 from data_pipeline.batch import Batch
+from data_pipeline.planning.dealing import TaskHomes
 from data_pipeline.targets import Prepared, prepare_batch
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from tests.trainer.parity import Run
 from tests.trainer.parity_check import check
 from trainer.checkpoint.reading import read_weights
+from trainer.distributed.affine_placement import AffinePlacement
 from trainer.loop import Trainer
 from trainer.run_files import read_latest_ledger
 
@@ -71,6 +74,14 @@ def noted(folders: tuple[Path, Path]) -> tuple[list[Any], list[Any]]:
         run_ranks(train_counting, 2, in_order, ("parallel.ep_size=2",)),
         run_ranks(train_counting, 2, affine, AFFINE),
     )
+
+
+def test_what_moved_is_said() -> None:
+    homes = TaskHomes(2, (0, 1))
+    first = AffinePlacement(homes=homes, layers={"a": LayerPlaces(order=(0, 3, 2, 1), shadowed=(1,))})
+    then = AffinePlacement(homes=homes, layers={"a": LayerPlaces(order=(3, 0, 2, 1))})
+    assert first.describe(None) == "experts placed by task: 2 of 4 moved to another rank, 1 shadowed"
+    assert then.describe(first) == "experts placed by task: 0 of 4 moved to another rank, 0 shadowed"
 
 
 @pytest.mark.usefixtures("noted")
