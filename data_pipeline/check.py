@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from configs.tasks import TASKS, TaskSpec
+from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
 from data_pipeline.show import load_target
 from data_pipeline.source import JOB_FILE, PROBLEMS_FILE, Problem, read_facts, read_problems
@@ -49,7 +49,7 @@ class CheckReport:
         size: side of the stored images in pixels.
         file_bytes: size of all shards.
         fingerprint: identifies the bytes of all shards.
-        tasks: one report per task that has labels, in the order of the task table.
+        tasks: one report per task that has labels, in the order of `ShardIndex.known`.
         facts: what the packing noted about the source as a whole.
         problems: what the packing left out.
     """
@@ -91,7 +91,7 @@ def check_shards(place: Path | str) -> CheckReport:
     index = ShardIndex.load(place)
     index.verify()
     job, problems = index.storage.find(JOB_FILE), index.storage.find(PROBLEMS_FILE)
-    specs = [spec for name, spec in TASKS.items() if name in index.tasks]
+    specs = [spec for name, spec in index.known.items() if name in index.tasks]
     return CheckReport(
         place=index.storage.place,
         shards=index.shard_count,

@@ -6,7 +6,7 @@ The index also knows which labels exist, so that the plan decides what to read b
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from configs.errors import UserError
 from configs.schema import DataConfig
-from configs.tasks import TASKS, TaskSpec
+from configs.task_definitions import DEFINITIONS_KEY, contradiction
+from configs.tasks import TaskSpec, TaskTable
 from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.index_cache import open_table
 from data_pipeline.index_file import INDEX_FILE
@@ -54,7 +55,7 @@ class ShardIndex:
         self.file_bytes = sum(shard.file_bytes for shard in self.shards)
         checksums = json.dumps([(shard.name, shard.sha256) for shard in self.shards])
         self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()[:16]
-        self.tasks = tuple(sorted(table.fields & TASKS.keys()))
+        self.tasks = tuple(sorted(table.fields & table.known.keys()))
         self._table = table
         self._open = OpenShards(storage, self.shards)
 
@@ -92,6 +93,11 @@ class ShardIndex:
         return len(self._table)
 
     @property
+    def known(self) -> TaskTable:
+        """The task table and what these shards define beside it."""
+        return self._table.known
+
+    @property
     def keys(self) -> Sequence[str]:
         """The N samples' keys, read as they are asked for."""
         return self._table.keys
@@ -100,6 +106,25 @@ class ShardIndex:
     def shard_of(self) -> NDArray[np.int32]:
         """(N,) each sample's shard."""
         return self._table.shard_of
+
+    def check_tasks(self, specs: Iterable[TaskSpec]) -> None:
+        """Check that tasks mean here what they mean elsewhere.
+
+        Raises:
+            UserError: the shards define one otherwise, or hold labels of one that their index does not define.
+        """
+        for spec in specs:
+            ours = self.known.get(spec.name)
+            if ours is None and spec.name in self._table.fields:
+                raise UserError(
+                    f"{self.storage.where(INDEX_FILE)} does not say what '{spec.name}' is, which it has members of: "
+                    f"make it again by `modsquad data index {self.storage.place} --define RECIPE`"
+                )
+            if ours is not None and (key := contradiction(ours, spec)) is not None:
+                raise UserError(
+                    f"{self.storage.where(INDEX_FILE)}: task '{spec.name}' was packed with another `{key}` than the "
+                    f"configuration says: leave {DEFINITIONS_KEY}.{spec.name} out of it, or pack the data again"
+                )
 
     def labels(self, tasks: Sequence[str]) -> LabelTable:
         """Return which sample has a label of which task, without reading it."""

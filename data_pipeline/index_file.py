@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal, TextIO
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from configs.task_definitions import DEFINITIONS_KEY, Definitions
 from data_pipeline.tarscan import ShardEntry
 
 INDEX_FILE = "index.json"
@@ -31,6 +32,8 @@ class IndexHead(BaseModel):
         side: height and width of every stored image, in pixels.
         tasks: labels that at least one sample has, sorted; for those who look into the file, as the shards' entries say
             it again.
+        define_tasks: definitions of those labels whose tasks are none of the task table; left out of the file where
+            there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,11 +41,14 @@ class IndexHead(BaseModel):
     version: Literal[1] = 1
     side: PositiveInt
     tasks: tuple[str, ...]
+    define_tasks: Definitions = Field(default_factory=dict)
 
 
 def format_index(head: IndexHead, entries: Iterable[str]) -> Iterator[str]:
     """Yield the pieces of index.json; `entries` are shards' JSON, at least one."""
-    yield head.model_dump_json().removesuffix("}") + ',"shards":['
+    yield (
+        head.model_dump_json(exclude=None if head.define_tasks else {DEFINITIONS_KEY}).removesuffix("}") + ',"shards":['
+    )
     for number, entry in enumerate(entries):
         yield (",\n" if number else "\n") + entry
     yield "\n]}\n"

@@ -19,13 +19,14 @@ from typing import Any, BinaryIO, NamedTuple, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.tasks import TASKS
+from configs.task_definitions import TaskDefinition, task_table
+from configs.tasks import TaskTable
 from data_pipeline.index_file import IndexHead
 from data_pipeline.planning.labels import Codes, LabelTable, code_dtype
 from data_pipeline.storage import ShardFile
 from data_pipeline.tarscan import ShardEntry
 
-_VERSION = 1
+_VERSION = 2
 _ALIGNMENT = 8
 _OFFSET, _SIZE, _END = struct.Struct("<q"), struct.Struct("<i"), struct.Struct("<I")
 # Where the directory begins, its bytes, its SHA-256.
@@ -48,6 +49,7 @@ class _Directory(TypedDict):
         layouts: sets of member names, each the columns of some blocks.
         shards: (file, bytes, SHA-256, samples, layout, where the block begins).
         tasks: bit t of a label set tells of this task.
+        define_tasks: definitions of tasks that are none of the task table.
         shard_of, label_sets: where these arrays begin.
     """
 
@@ -57,6 +59,7 @@ class _Directory(TypedDict):
     layouts: list[list[str]]
     shards: list[tuple[str, int, str, int, int, int]]
     tasks: list[str]
+    define_tasks: dict[str, Any]
     shard_of: int
     label_sets: int
 
@@ -71,13 +74,14 @@ def write_table(file: BinaryIO, source: Sequence[int], head: IndexHead, entries:
         entries: its shards.
     """
     layouts: dict[tuple[str, ...], int] = {}
+    known = task_table(head.define_tasks)
     tasks: dict[str, int] = {}
     shards: list[tuple[str, int, str, int, int, int]] = []
     label_sets: list[Codes] = []
     for entry in entries:
         layout = layouts.setdefault(tuple(entry.members), len(layouts))
         shards.append((entry.file, entry.file_bytes, entry.sha256, len(entry.keys), layout, file.tell()))
-        label_sets.append(_label_sets(entry, tasks))
+        label_sets.append(_label_sets(entry, known, tasks))
         _write_block(file, entry)
     counts = [shard[3] for shard in shards]
     arrays: list[int] = []
@@ -91,6 +95,7 @@ def write_table(file: BinaryIO, source: Sequence[int], head: IndexHead, entries:
         "layouts": [list(names) for names in layouts],
         "shards": shards,
         "tasks": list(tasks),
+        "define_tasks": {name: definition.model_dump() for name, definition in head.define_tasks.items()},
         "shard_of": arrays[0],
         "label_sets": arrays[1],
     }
@@ -100,12 +105,12 @@ def write_table(file: BinaryIO, source: Sequence[int], head: IndexHead, entries:
     file.write(_FOOTER.pack(place, len(text), hashlib.sha256(text).digest()))
 
 
-def _label_sets(entry: ShardEntry, tasks: dict[str, int]) -> Codes:
+def _label_sets(entry: ShardEntry, known: TaskTable, tasks: dict[str, int]) -> Codes:
     """Return (n,) the labels of each sample as bits, numbered by `tasks`, which grows with the tasks that occur."""
-    sets = np.zeros(len(entry.keys), code_dtype(len(TASKS)))
+    sets = np.zeros(len(entry.keys), code_dtype(len(known)))
     for name, members in entry.members.items():
         field = name.rpartition(".")[0]
-        if field in TASKS:
+        if field in known:
             bit = sets.dtype.type(1 << tasks.setdefault(field, len(tasks)))
             sets[np.array(members.offset) >= 0] |= bit
     return sets
@@ -136,6 +141,7 @@ class IndexTable:
         side: height and width of every stored image, in pixels.
         shards: the shards' files.
         fields: member names without their formats.
+        known: the tasks that fields may be labels of.
         keys: the N samples' keys.
         shard_of: (N,) int32, each sample's shard.
     """
@@ -155,10 +161,13 @@ class IndexTable:
         layouts = [_Layout(names) for names in directory["layouts"]]
         self._blocks = [_Block(shard[5], shard[3], layouts[shard[4]]) for shard in directory["shards"]]
         self.fields = frozenset(field for layout in layouts for field in layout.fields)
+        self.known = task_table(
+            {name: TaskDefinition.model_validate(values) for name, values in directory["define_tasks"].items()}
+        )
         self._bits = {task: bit for bit, task in enumerate(directory["tasks"])}
         self.keys = Keys(self)
         self.shard_of: NDArray[np.int32] = np.frombuffer(data, "<i4", len(self), directory["shard_of"])
-        stored = code_dtype(len(TASKS)).newbyteorder("<")
+        stored = code_dtype(len(self.known)).newbyteorder("<")
         self._label_sets = np.frombuffer(data, stored, len(self), directory["label_sets"])
 
     def __len__(self) -> int:

@@ -15,7 +15,8 @@ import webdataset
 
 from configs.atomic import atomic_path, sync_folder
 from configs.errors import UserError
-from configs.tasks import TASKS, get_task
+from configs.task_definitions import definitions_of
+from configs.tasks import TASKS, TaskTable, get_task
 from data_pipeline.codecs import PNG, ImageCodec, LabelCodec, encode_label, encode_mask
 from data_pipeline.index import ShardIndex
 from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index
@@ -37,17 +38,21 @@ class ShardWriter:
         path: the shard, `<name>.tar`.
     """
 
-    def __init__(self, path: Path, label_codec: LabelCodec = "png", image_codec: ImageCodec = PNG) -> None:
+    def __init__(
+        self, path: Path, label_codec: LabelCodec = "png", image_codec: ImageCodec = PNG, known: TaskTable = TASKS
+    ) -> None:
         """Prepare to write.
 
         Args:
             path: the shard; its folder must exist.
             label_codec: how dense labels and masks are stored.
             image_codec: how images are stored.
+            known: the tasks that samples may have labels of.
         """
         self.path = path
         self._label_codec = label_codec
         self._image_codec = image_codec
+        self._known = known
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._entry: ShardEntry | None = None
         self._side = 0
@@ -100,7 +105,8 @@ class ShardWriter:
         try:
             encoded = {IMAGE_FIELD: self._image_codec.encode(sample.rgb)}
             encoded |= {
-                task: encode_label(get_task(task), label, self._label_codec) for task, label in sample.labels.items()
+                task: encode_label(get_task(task, self._known), label, self._label_codec)
+                for task, label in sample.labels.items()
             }
             if sample.mask_valid is not None:
                 encoded[MASK_FIELD] = encode_mask(sample.mask_valid, self._label_codec)
@@ -114,7 +120,7 @@ class ShardWriter:
     def _check_sizes(self, sample: Sample) -> None:
         side = self._side or sample.rgb.shape[0]
         pictures: dict[str, AnyArray] = {IMAGE_FIELD: sample.rgb}
-        pictures |= {task: label for task, label in sample.labels.items() if get_task(task).dense}
+        pictures |= {task: label for task, label in sample.labels.items() if self._known[task].dense}
         if sample.mask_valid is not None:
             pictures[MASK_FIELD] = sample.mask_valid
         for field, array in pictures.items():
@@ -126,8 +132,13 @@ class ShardWriter:
                 )
 
 
-def write_index(folder: Path, entries: Iterable[ShardEntry]) -> None:
+def write_index(folder: Path, entries: Iterable[ShardEntry], known: TaskTable = TASKS) -> None:
     """Write index.json for the shards of `folder`, atomically.
+
+    Args:
+        folder: of the shards.
+        entries: their parts of the index, in any order.
+        known: the tasks that members may be labels of; those that occur are defined in the index.
 
     Raises:
         UserError: no shard, shards of different image sizes, or a key that two samples share.
@@ -151,13 +162,19 @@ def write_index(folder: Path, entries: Iterable[ShardEntry]) -> None:
         lines.append((shard.file, shard.model_dump_json()))
     if first is None:
         raise UserError(f"{folder} holds no tar shards: nothing to index")
-    head = IndexHead(side=first.side, tasks=tuple(sorted(fields & TASKS.keys())))
+    tasks = tuple(sorted(fields & known.keys()))
+    definitions = definitions_of(known[task] for task in tasks)
+    head = IndexHead(side=first.side, tasks=tasks, define_tasks=definitions)
     with atomic_path(folder / INDEX_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(format_index(head, (line for _, line in sorted(lines))))
 
 
-def build_index(folder: Path) -> None:
+def build_index(folder: Path, known: TaskTable = TASKS) -> None:
     """Index every `*.tar` of a folder that was written elsewhere, and write its index.json.
+
+    Args:
+        folder: of the shards.
+        known: as in `write_index`.
 
     Raises:
         UserError: no shard, one that cannot be read or that `scan_shard` or `write_index` refuses, or a folder of
@@ -166,6 +183,6 @@ def build_index(folder: Path) -> None:
     if (folder / JOB_FILE).is_file():
         raise UserError(f"{folder} was filled by a packing, which writes {INDEX_FILE} itself: run the packing again")
     try:
-        write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))))
+        write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))), known)
     except OSError as error:
         raise UserError(f"shard {error.filename} cannot be read: {error.strerror}") from None

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from configs.schema import ModelConfig
-from configs.tasks import TaskSpec, get_task
+from configs.task_definitions import DEFINITIONS_KEY, defined_in, definitions_of
+from configs.tasks import TaskSpec, resolve_tasks
 from model.cost import count_image_macs, count_parameters
 from model.heads import make_head
 from model.layer_routing import ExpertLayerInfo
@@ -84,8 +85,10 @@ class SquadModel(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         """Return JSON-able values from which `from_spec` rebuilds the model without its weights."""
+        definitions = definitions_of(self.tasks)
         return {
             "version": FORMAT_VERSION,
+            DEFINITIONS_KEY: {name: definition.model_dump(mode="json") for name, definition in definitions.items()},
             "tasks": [task.name for task in self.tasks],
             "image_size": self.image_size,
             "model": self.config.model_dump(mode="json"),
@@ -105,7 +108,8 @@ class SquadModel(nn.Module):
             raise UserError(f"squad has format version {spec.get('version')}, this program reads {FORMAT_VERSION}")
         try:
             config = ModelConfig.model_validate(spec["model"])
-            return cls(config, [get_task(name) for name in spec["tasks"]], int(spec["image_size"]), spec["kept"])
+            tasks = resolve_tasks(spec["tasks"], defined_in(spec, "squad description"))
+            return cls(config, tasks, int(spec["image_size"]), spec["kept"])
         except KeyError as error:
             raise UserError(f"squad description lacks {error}: extract the squad again") from error
         except (ValueError, TypeError) as error:

@@ -9,6 +9,7 @@ from cluster.groups import Layout, accumulation_steps, check_experts
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
 from data_pipeline.index import ShardIndex
+from data_pipeline.run_shards import open_shards
 from model.dispatch import TrafficMeter
 from model.matching import Matching
 from model.mod_squad import ModSquad
@@ -59,9 +60,8 @@ def assemble(config: RunConfig, env: RankEnv) -> Assembly:
     check_experts(config.model, config.parallel.ep_size)
     micro_batch, accumulation = accumulation_steps(config.train.images_per_step, config.train.micro_batch, env.world)
     assert dist.group.WORLD is not None, "init_distributed has made it"
-    data = config.data
     train_index, val_index = on_each(
-        dist.group.WORLD, lambda: (ShardIndex.load(data.train, data), ShardIndex.load(data.val, data))
+        dist.group.WORLD, lambda: (open_shards(config, "train"), open_shards(config, "val"))
     )
     tasks = config.task_specs
     group = expert_group(layout)

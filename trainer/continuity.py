@@ -11,7 +11,7 @@ from trainer.distributed.agreement import on_all
 from trainer.run_files import read_config
 
 # What a run was trained with so far cannot change on the way.
-_FIXED = ("tasks", "seed", "model", "data", "optim")
+_FIXED = ("define_tasks", "tasks", "seed", "model", "data", "optim")
 # Where the same data lies (its fingerprint is in the checkpoint), and how many processes load it, may.
 _FREE = ("data.train", "data.val", "data.cache_dir", "data.cache_gib", "data.workers")
 

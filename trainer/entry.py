@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from cluster.env import RankEnv
-from configs.load import load_config
 from trainer.distributed.rank_process import load_on_all, run_to_the_end
 from trainer.loop import Trainer
+from trainer.recipes import load_recipe
 
 
 def train_rank(config: str, env: RankEnv, *, overrides: Sequence[str] = (), debug: bool = False) -> int:
@@ -22,6 +22,6 @@ def train_rank(config: str, env: RankEnv, *, overrides: Sequence[str] = (), debu
     """
 
     def action() -> None:
-        Trainer(load_on_all(lambda: load_config(config, overrides), env), env).fit()
+        Trainer(load_on_all(lambda: load_recipe(config, overrides), env), env).fit()
 
     return run_to_the_end(action, env, debug=debug)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from configs.task_definitions import contradiction
 from model.dense_weights import read_dense_vit, start_from_dense
 from model.mod_squad import ModSquad
 from model.trained_weights import Taken, start_from_trained
@@ -50,6 +51,7 @@ def start_from_file(model: ModSquad, config: RunConfig, group: dist.ProcessGroup
     def start() -> str:
         if _format(Path(path)).startswith("modsquad."):
             trained, _, step = load_exported(Path(path))
+            _check_same_tasks(model, trained, path)
             return _describe(start_from_trained(model, trained, path), f"{path} (step {step})")
         dense = read_dense_vit(read_tensors(Path(path)), path)
         start_from_dense(model, dense, seed=config.seed)
@@ -59,6 +61,17 @@ def start_from_file(model: ModSquad, config: RunConfig, group: dist.ProcessGroup
         return f"weights start from {path}{resampled}{unused}"
 
     return on_each(group, start)
+
+
+def _check_same_tasks(model: ModSquad, trained: ModSquad, path: str) -> None:
+    """Refuse a head whose outputs would mean something else than in the file."""
+    theirs = {spec.name: spec for spec in trained.tasks}
+    for spec in model.tasks:
+        if spec.name in theirs and (key := contradiction(spec, theirs[spec.name])) is not None:
+            raise UserError(
+                f"{path}: its task '{spec.name}' has another `{key}`, so its head means something else: give the new "
+                "task another name"
+            )
 
 
 def _format(path: Path) -> str:

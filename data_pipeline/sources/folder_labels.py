@@ -20,8 +20,6 @@ from data_pipeline.sample import AnyArray
 from data_pipeline.sources.class_map import VOID, Key, check_numbers, has_colours, mapped, numbers_of, whole_numbers
 
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
-CODES_PER_METRE = 512
-"""Stored depths count 1/512 m."""
 _FARTHEST_CODE = 65534
 # Lengths between which a decoded vector is taken for a normal; a corner of the colour cube is 1.73 long, its centre 0.
 _LENGTHS = (0.5, 1.5)
@@ -40,6 +38,10 @@ class Converted:
 
     codes: AnyArray
     known: NDArray[np.bool_] | None = None
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 class FileLabel(Section, ABC):
@@ -73,8 +75,8 @@ class FileLabel(Section, ABC):
 class DepthLabel(FileLabel):
     """metres = unit_metres * (value + offset), or unit_metres / (value + offset) if inverse.
 
-    Unknown are values that are not finite or in `invalid`, and depths that are not positive or beyond 128 m, the
-    farthest that the encoding holds.
+    Unknown are values that are not finite or in `invalid`, and depths that are not positive or beyond the farthest that
+    the encoding holds, 128 m unless the task says otherwise.
     """
 
     unit_metres: float = Field(1.0, gt=0)
@@ -86,19 +88,16 @@ class DepthLabel(FileLabel):
     invalid: tuple[float, ...] = ()
     """Stored values that mean unknown."""
 
-    @field_validator("invalid", mode="before")
-    @classmethod
-    def _as_list(cls, value: Any) -> Any:
-        return value if isinstance(value, list | tuple) else [value]
+    _as_list = field_validator("invalid", mode="before")(_as_list)
 
     def convert(self, spec: TaskSpec, array: AnyArray) -> Converted:
-        """Return codes of 1/512 m."""
+        """Return codes of 1/512 m, or of what the task counts in."""
         values = _plane(array).astype(np.float64)
         known = np.isfinite(values) & ~np.isin(values, self.invalid)
         shifted = np.where(known, values, 0.0) + self.offset
         with np.errstate(divide="ignore", over="ignore"):
             metres = self.unit_metres / shifted if self.inverse else self.unit_metres * shifted
-            codes = np.rint(metres * CODES_PER_METRE)
+            codes = np.rint(metres * spec.codes_per_metre)
         known &= (metres > 0.0) & (codes <= _FARTHEST_CODE)
         unknown = class_code(spec, VOID)
         return Converted(np.where(known, codes, unknown).astype(np.uint16), known)
@@ -236,6 +235,17 @@ class CodesLabel(FileLabel):
 
     times: Annotated[float, Field(gt=0)] = 1.0
     """Codes per stored unit."""
+    invalid: tuple[float, ...] = ()
+    """Stored values that mean unknown, as NaN does; only for tasks with a code for that."""
+
+    _as_list = field_validator("invalid", mode="before")(_as_list)
+
+    def check_task(self, spec: TaskSpec) -> None:
+        """Check that unknown values have a code."""
+        if self.invalid and spec.encoding.invalid is None:
+            raise ValueError(
+                f"invalid: task '{spec.name}' has no code for unknown: define a task like it with `invalid`"
+            )
 
     def convert(self, spec: TaskSpec, array: AnyArray) -> Converted:
         """Return codes, at most the largest that there is."""
@@ -246,10 +256,15 @@ class CodesLabel(FileLabel):
         if array.shape[2:] != expected or array.ndim != 2 + len(expected) or array.dtype.kind not in "buif":
             shape = ", ".join(map(str, ("H", "W", *expected)))
             raise UserError(f"the file holds {array.dtype} of shape {array.shape}, but must hold numbers ({shape})")
-        if not np.isfinite(array).all() or array.min() < 0:
+        codes, most = array.astype(np.float64) * self.times, np.iinfo(encoding.dtype).max
+        unknown = np.isnan(codes) | np.isin(array, self.invalid)
+        if encoding.invalid is not None:
+            most -= encoding.invalid == most
+            codes = np.where(unknown, 0.0, codes)
+        if not np.isfinite(codes).all() or codes.min() < 0:
             raise UserError("the file holds values that are negative or not finite, which have no code")
-        codes = np.rint(array.astype(np.float64) * self.times)
-        return Converted(codes.clip(max=np.iinfo(encoding.dtype).max).astype(encoding.dtype))
+        codes = np.rint(codes).clip(max=most)
+        return Converted(np.where(unknown, encoding.invalid or 0, codes).astype(encoding.dtype))
 
 
 def class_code(spec: TaskSpec, target: Key) -> int:

@@ -13,7 +13,8 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 
 from configs.errors import UserError
 from configs.section import Section
-from configs.tasks import TASKS, TargetKind, get_task
+from configs.task_definitions import Definitions, defined_in, task_table
+from configs.tasks import TargetKind, TaskTable, get_task
 from configs.yaml_files import explain, read_mapping
 from data_pipeline.sources.folder_labels import (
     BinaryLabel,
@@ -91,6 +92,8 @@ class FolderSpec(Section):
     name: str | None = None
     """Pattern of the samples' names, from fields; default: the fields of `rgb` joined by `/`, with a table the image's
     path without its suffix."""
+    define_tasks: Definitions = Field(default_factory=dict)
+    """Tasks beside those of the table, each by how it differs from a row of it."""
     labels: dict[str, SerializeAsAny[FileLabel | VectorLabel]] = Field(min_length=1)
     """Task -> its label; what it may say depends on the task's kind."""
     mask_valid: BinaryLabel | None = None
@@ -117,6 +120,11 @@ class FolderSpec(Section):
             raise ValueError(f"{MASK}: boundaries are no mask")
         return self
 
+    @property
+    def known(self) -> TaskTable:
+        """All tasks that the description knows."""
+        return task_table(self.define_tasks)
+
     def patterns(self) -> dict[str, str]:
         """Return the pattern of the images, of each label in files, and of the mask, by key."""
         found = {"rgb": self.rgb}
@@ -139,7 +147,8 @@ def load_spec(path: Path) -> FolderSpec:
         raise UserError(f"{path}: rgb: a pattern that begins with a brace needs quotes")
     labels = values.get("labels")
     if isinstance(labels, dict):
-        values["labels"] = {task: _label(path, task, given) for task, given in labels.items()}
+        known = defined_in(values, str(path))
+        values["labels"] = {task: _label(path, known, task, given) for task, given in labels.items()}
     if MASK in values:
         values[MASK] = _written_out(values[MASK])
     try:
@@ -155,15 +164,15 @@ def unknown_field(name: str, known: list[str]) -> str:
     return f"there is no field '{name}'{hint} Known: {', '.join(known) or 'none'}"
 
 
-def _label(path: Path, task: Any, given: Any) -> FileLabel | VectorLabel:
+def _label(path: Path, known: TaskTable, task: Any, given: Any) -> FileLabel | VectorLabel:
     where = f"{path}: labels.{task}"
     try:
-        spec = get_task(str(task))
+        spec = get_task(str(task), known)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if not isinstance(given, str | dict):
         raise UserError(f"{where}: give the pattern of its files, or keys and values (got {given!r})")
-    kind = _KINDS[TASKS[spec.name].target]
+    kind = _KINDS[spec.target]
     try:
         label = kind.model_validate(_written_out(given))
         label.check_task(spec)

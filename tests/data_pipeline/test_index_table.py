@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
+from configs.task_definitions import defined_in
+from configs.tasks import TASKS as ROWS
 from data_pipeline import index_cache, index_file
 from data_pipeline.index_cache import TABLE_FILE, MappedTable, open_table
 from data_pipeline.index_file import INDEX_FILE, IndexHead, format_index, parse_index
 from data_pipeline.index_table import IndexTable, Member, write_table
 from data_pipeline.planning.labels import unpack_codes
-from data_pipeline.shards import ShardIndex
+from data_pipeline.sample import Sample
+from data_pipeline.shards import ShardIndex, ShardWriter, write_index
 from data_pipeline.tarscan import Members, ShardEntry
 from tests.data_pipeline.loading import write_three_shards
 
@@ -52,6 +55,22 @@ def table_of(entries: Sequence[ShardEntry]) -> IndexTable:
     memory = io.BytesIO()
     write_table(memory, (1, 2), IndexHead(side=8, tasks=()), entries)
     return IndexTable(memory.getvalue())
+
+
+def test_an_index_keeps_the_definitions_of_its_tasks_and_numbers_their_labels(tmp_path: Path, any_size: None) -> None:
+    known = defined_in({"define_tasks": {"lanes": {"like": "semseg"}, "absent": {"like": "edges"}}}, "own.yaml")
+    ids = [np.full((8, 8), number, np.uint8) for number in range(3)]
+    with ShardWriter(tmp_path / "0.tar", known=known) as writer:
+        for number, label in enumerate(ids):
+            writer.write(
+                Sample(key=f"k{number}", rgb=np.zeros((8, 8, 3), np.uint8), labels={"lanes": label} if number else {})
+            )
+    write_index(tmp_path, [writer.entry], known)
+    index = pickle.loads(pickle.dumps(ShardIndex.load(tmp_path)))
+    assert index.tasks == ("lanes",)
+    assert set(index.known) - set(ROWS) == {"lanes"}, "what has no label needs no definition"
+    assert index.available(["lanes", "semseg"]).tolist() == [[False, False], [True, False], [True, False]]
+    np.testing.assert_array_equal(index.label(2, index.known["lanes"]), ids[2])
 
 
 @settings(deadline=None)

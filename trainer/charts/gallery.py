@@ -16,9 +16,9 @@ from torch import Tensor
 
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
-from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
 from data_pipeline.pictures import colour_range, to_picture
+from data_pipeline.run_shards import open_shards
 from data_pipeline.targets import Target, prepare_batch
 from model.mod_squad import ModSquad
 from trainer.charts.figure import INK
@@ -63,7 +63,7 @@ def predict_rooms(model: ModSquad, config: RunConfig, count: int) -> list[RoomPi
         UserError: the shards are missing or damaged.
     """
     tasks = config.task_specs
-    index = ShardIndex.load(config.data.val, config.data)
+    index = open_shards(config, "val")
     loader = EvaluationLoader(index, tasks, batch_size=1, rank=0, world=1, limit=count, workers=0)
     rooms = []
     try:

@@ -171,12 +171,13 @@ def _runs(config: str, overrides: list[str], sweep: list[str]) -> tuple[list[Run
     """Return the runs and the folder that they have in common: the run's own, or that of the sweep."""
     from cluster.launch import Run
     from configs.errors import UserError
-    from configs.load import dump_config, load_config
+    from configs.load import dump_config
+    from trainer.recipes import load_recipe
 
-    base = load_config(config, overrides)
+    base = load_recipe(config, overrides)
     root = Path(base.run_dir).resolve()
     if not sweep:
-        moved = load_config(config, [*overrides, f"run_dir={root}"])
+        moved = load_recipe(config, [*overrides, f"run_dir={root}"])
         return [Run(root, dump_config(moved))], root
     axes = []
     for axis in sweep:
@@ -187,7 +188,7 @@ def _runs(config: str, overrides: list[str], sweep: list[str]) -> tuple[list[Run
     runs = []
     for number, chosen in enumerate(itertools.product(*axes)):
         run_dir = root / "_".join([f"{number:03d}", *chosen])
-        resolved = load_config(config, [*overrides, *chosen, f"run_dir='{run_dir}'"])
+        resolved = load_recipe(config, [*overrides, *chosen, f"run_dir='{run_dir}'"])
         runs.append(Run(run_dir, dump_config(resolved)))
     return runs, root
 

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from configs.tasks import TaskTable
     from data_pipeline.codecs import ImageCodec
     from data_pipeline.pack import PackReport, Source
     from data_pipeline.sources.taskonomy_splits import Split
@@ -174,6 +175,7 @@ def folder(
     pack_with_progress(
         source,
         out,
+        known=source.known,
         workers=workers,
         samples_per_shard=samples_per_shard,
         label_codec=label_codec,
@@ -186,12 +188,18 @@ def folder(
 @app.command()
 def index(
     shards: Annotated[Path, typer.Argument(help="Folder of tar shards; receives index.json.", show_default=False)],
+    define: Annotated[
+        Path | None,
+        typer.Option(help="YAML file whose define_tasks say what members of other names are.", show_default=False),
+    ] = None,
 ) -> None:
     """Build index.json for shards that another program wrote."""
+    from configs.task_definitions import defined_in
+    from configs.yaml_files import read_mapping
     from data_pipeline.index import ShardIndex
     from data_pipeline.shards import build_index
 
-    build_index(shards)
+    build_index(shards, defined_in(read_mapping(define) if define else {}, str(define)))
     _say(Console(), f"{shards}: {len(ShardIndex.load(shards))} samples indexed")
 
 
@@ -215,17 +223,17 @@ def show(
     ] = None,
 ) -> None:
     """Draw a contact sheet: images beside their labels."""
-    from configs.load import load_config
-    from configs.tasks import TASKS, resolve_tasks
+    from configs.tasks import resolve_tasks
     from data_pipeline.draws import Augment
     from data_pipeline.index import ShardIndex
     from data_pipeline.show import contact_sheet
+    from trainer.recipes import load_recipe
 
     index = ShardIndex.load(shards)
-    names = _split(tasks) if tasks else [name for name in TASKS if name in index.tasks]
-    config = load_config(augment) if augment else None
+    names = _split(tasks) if tasks else [name for name in index.known if name in index.tasks]
+    config = load_recipe(augment) if augment else None
     drawn = Augment(config.seed, config.data.augment) if config else None
-    contact_sheet(index, resolve_tasks(names), count, png, drawn)
+    contact_sheet(index, resolve_tasks(names, index.known), count, png, drawn)
     _say(Console(), f"wrote {png}")
 
 
@@ -237,6 +245,7 @@ def pack_with_progress(
     samples_per_shard: int,
     label_codec: Literal["png", "zstd"] = "png",
     image_codec: ImageCodec | None = None,
+    known: TaskTable | None = None,
     facts: Sequence[str] = (),
     strict: bool = False,
 ) -> PackReport:
@@ -245,6 +254,7 @@ def pack_with_progress(
     Raises:
         UserError: see `data_pipeline.pack.pack`.
     """
+    from configs.tasks import TASKS
     from data_pipeline.codecs import PNG
     from data_pipeline.pack import pack
     from data_pipeline.source import PROBLEMS_FILE
@@ -260,6 +270,7 @@ def pack_with_progress(
             samples_per_shard=samples_per_shard,
             label_codec=label_codec,
             image_codec=image_codec or PNG,
+            known=TASKS if known is None else known,
             facts=facts,
             strict=strict,
             on_progress=lambda done: progress.update(bar, completed=done),

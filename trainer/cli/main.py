@@ -108,12 +108,13 @@ def train(
     ] = False,
 ) -> None:
     """Train; resume when the run folder holds a checkpoint. Alone: one process; or under torchrun, deepspeed, srun."""
-    from configs.load import dump_config, load_config
+    from configs.load import dump_config
+    from trainer.recipes import load_recipe
 
     if print_config:
         from trainer.footprint.cost_table import cost_comment
 
-        resolved = load_config(config, overrides or [])
+        resolved = load_recipe(config, overrides or [])
         print(f"{dump_config(resolved)}\n{cost_comment(resolved)}", end="")
         return
     from cluster.env import detect

@@ -24,10 +24,10 @@ def plan(
     tflops: Annotated[float, typer.Option(min=0.01, help="Peak TFLOP/s of a GPU in the run's precision.")] = 400.0,
 ) -> None:
     """Show memory per GPU and bytes per step of every layout, and recommend one; starts nothing."""
-    from configs.load import load_config
     from trainer.footprint.plan import Cluster, plan_layouts, recommend
+    from trainer.recipes import load_recipe
 
-    run = load_config(config, overrides or [])
+    run = load_recipe(config, overrides or [])
     cluster = Cluster(
         nodes=nodes,
         gpus_per_node=gpus_per_node,

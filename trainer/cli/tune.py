@@ -47,15 +47,15 @@ def tune(
     """Find the fastest micro-batch, ep_size, ZeRO stage and the like at a fixed global batch, by short real runs."""
     from cluster.tune_space import search_space
     from configs.errors import UserError
-    from configs.load import load_config
     from model.cost import count_parameters
+    from trainer.recipes import load_recipe
     from trainer.tune.files import SearchRecord
     from trainer.tune.place import slurm_job, this_machine
     from trainer.tune.report import tuning_table, write_tuning
     from trainer.tune.runs import LocalRunner, SlurmRunner
     from trainer.tune.search import fits_memory
 
-    run = load_config(config, overrides or [])
+    run = load_recipe(config, overrides or [])
     folder = (out or Path(run.run_dir) / "tuning").resolve()
     launch = _launch(on, ranks, profile, nodes, time_limit)
     place = slurm_job(launch, memory_gib) if launch else this_machine(ranks, memory_gib)

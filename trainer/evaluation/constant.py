@@ -16,8 +16,8 @@ from torch.nn.functional import one_hot
 from configs.tasks import MetricKind, TaskSpec
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
-from data_pipeline.targets import CODES_PER_METRE, DEPTH_CODES, Target, depth_metres, prepare_batch
-from trainer.evaluation.metrics import NEAREST_METRES
+from data_pipeline.targets import DEPTH_CODES, Target, depth_metres, prepare_batch
+from trainer.evaluation.metrics import nearest_metres
 
 # Enough for constants that no longer move in the digits that are reported.
 IMAGES = 512
@@ -73,13 +73,13 @@ def _mean(spec: TaskSpec, values: Tensor) -> Tensor:
 
 def _mean_depth(spec: TaskSpec, values: Tensor) -> Tensor:
     """Return the log depth of the mean in metres: the inverse of `depth_metres`."""
-    return torch.log1p(depth_metres(values).mean(dim=0) * CODES_PER_METRE) / math.log(DEPTH_CODES)
+    return torch.log1p(depth_metres(spec, values).mean(dim=0) * spec.codes_per_metre) / math.log(DEPTH_CODES)
 
 
 def _relative_median(spec: TaskSpec, values: Tensor) -> Tensor:
     """Return the d that minimises sum |d - d*| / d*: the median with weights 1 / d*."""
     values = values[:, 0].sort().values
-    cumulative = (1 / depth_metres(values).clamp_min(NEAREST_METRES)).double().cumsum(dim=0)
+    cumulative = (1 / depth_metres(spec, values).clamp_min(nearest_metres(spec))).double().cumsum(dim=0)
     return values[torch.searchsorted(cumulative, cumulative[-1] / 2)].view(1)
 
 

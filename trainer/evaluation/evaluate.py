@@ -22,6 +22,7 @@ from configs.tasks import HIGHER_IS_BETTER, MetricKind, TaskSpec
 from data_pipeline.batch import Batch
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
+from data_pipeline.run_shards import open_shards
 from data_pipeline.targets import Prepared, prepare_batch
 from model.mod_squad import ModelOutput, ModSquad
 from model.routing_stats import RoutingLedger
@@ -224,8 +225,8 @@ def evaluate_run(run_dir: Path, split: Literal["train", "val"] = "val") -> Evalu
         raise UserError(f"there is no split '{split}': use train or val")
     device = available_device()
     model, config, step = load_run_model(run_dir, device)
-    train_index = ShardIndex.load(config.data.train, config.data)
-    index = train_index if split == "train" else ShardIndex.load(config.data.val, config.data)
+    train_index = open_shards(config, "train")
+    index = train_index if split == "train" else open_shards(config, "val")
     tolerant = config.data.max_bad_samples > 0
     constants = constant_predictor(train_index, config.task_specs, config.data.image_size, tolerant=tolerant)
     ledger = RoutingLedger(model.expert_layers, [spec.name for spec in config.task_specs])

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
-from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvaluationLoader
+from data_pipeline.run_shards import open_shards
 from data_pipeline.targets import Prepared, prepare_batch
 from model.mod_squad import ModSquad
 from model.vit import ExpertLayer
@@ -87,7 +87,7 @@ def measure_run(run_dir: Path, images: int) -> ConflictRecord:
     model, config, step = load_run_model(run_dir, device)
     if len(model.tasks) < 2:
         raise UserError(f"{run_dir} was trained on one task only: gradients of two are needed for a conflict")
-    index = ShardIndex.load(config.data.train, config.data)
+    index = open_shards(config, "train")
 
     def batches() -> Iterator[Prepared]:
         loader = EvaluationLoader(

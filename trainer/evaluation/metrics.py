@@ -20,8 +20,6 @@ from trainer.evaluation.edge_metric import BoundaryF
 # Squared weight of recall in the saliency measure, which favours precision (Achanta et al., CVPR 2009, equation 6).
 SALIENCY_BETA2 = 0.3
 SALIENCY_THRESHOLDS = torch.arange(1, 20) / 20
-# Nothing in a depth map is nearer than one stored unit; keeps relative errors finite where a target says 0.
-NEAREST_METRES = 1 / 512
 
 
 class Metric(Protocol):
@@ -47,19 +45,20 @@ def make_metric(kind: MetricKind, spec: TaskSpec) -> Metric:
         case "ods_f":
             return BoundaryF()
         case _:
-            return Mean(kind)
+            return Mean(kind, spec)
 
 
 class Mean:
     """Metrics that are a mean of a per-pixel or per-image error: everything but the counting ones below."""
 
-    def __init__(self, kind: MetricKind) -> None:
+    def __init__(self, kind: MetricKind, spec: TaskSpec) -> None:
         self._kind = kind
+        self._spec = spec
         self.state = torch.zeros(2, dtype=torch.float64)
 
     def update(self, prediction: Tensor, target: Target) -> None:
         """Add the errors of p pairs."""
-        errors = _ERRORS[self._kind](prediction.float(), target.values)
+        errors = _ERRORS[self._kind](self._spec, prediction.float(), target.values)
         valid = target.mask.expand_as(errors)
         total = torch.where(valid, errors, 0.0).sum(dtype=torch.float64)
         self.state += torch.stack([total, valid.sum().double()]).cpu()
@@ -73,30 +72,35 @@ class Mean:
         return mean**0.5 if self._kind == "rmse_m" else mean
 
 
-def _l1(prediction: Tensor, values: Tensor) -> Tensor:
+def nearest_metres(spec: TaskSpec) -> float:
+    """Return one stored unit of depth: nothing is nearer; keeps relative errors finite where a target says 0."""
+    return 1 / spec.codes_per_metre
+
+
+def _l1(spec: TaskSpec, prediction: Tensor, values: Tensor) -> Tensor:
     return (prediction - values).abs()
 
 
-def _mse(prediction: Tensor, values: Tensor) -> Tensor:
+def _mse(spec: TaskSpec, prediction: Tensor, values: Tensor) -> Tensor:
     return (prediction - values).square()
 
 
-def _abs_rel(prediction: Tensor, values: Tensor) -> Tensor:
+def _abs_rel(spec: TaskSpec, prediction: Tensor, values: Tensor) -> Tensor:
     """Return |d - d*| / d* in metres."""
-    metres = depth_metres(values).clamp_min(NEAREST_METRES)
-    return (_metres(prediction) - metres).abs() / metres
+    metres = depth_metres(spec, values).clamp_min(nearest_metres(spec))
+    return (_metres(spec, prediction) - metres).abs() / metres
 
 
-def _squared_metres(prediction: Tensor, values: Tensor) -> Tensor:
-    return (_metres(prediction) - depth_metres(values)).square()
+def _squared_metres(spec: TaskSpec, prediction: Tensor, values: Tensor) -> Tensor:
+    return (_metres(spec, prediction) - depth_metres(spec, values)).square()
 
 
-def _metres(prediction: Tensor) -> Tensor:
+def _metres(spec: TaskSpec, prediction: Tensor) -> Tensor:
     """Return metres, within the depths that the encoding can hold: an exponential of a wild guess may overflow."""
-    return depth_metres(prediction.clamp(0.0, 1.0))
+    return depth_metres(spec, prediction.clamp(0.0, 1.0))
 
 
-def _angle_deg(prediction: Tensor, values: Tensor) -> Tensor:
+def _angle_deg(spec: TaskSpec, prediction: Tensor, values: Tensor) -> Tensor:
     """Return the angle to the unit vectors `values` in degrees; 90 where the prediction has no direction.
 
     2 atan2(|u - v|, |u + v|) for unit u and v keeps small angles that arccos loses to rounding (Kahan).
@@ -111,18 +115,18 @@ def _length(vectors: Tensor) -> Tensor:
     return vectors.square().sum(dim=1, keepdim=True).sqrt()
 
 
-def _agreement(logits: Tensor, probabilities: Tensor) -> Tensor:
+def _agreement(spec: TaskSpec, logits: Tensor, probabilities: Tensor) -> Tensor:
     """Return 1 where the largest logit is the largest target probability."""
     return (logits.argmax(dim=1, keepdim=True) == probabilities.argmax(dim=1, keepdim=True)).float()
 
 
-def _cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+def _cross_entropy(spec: TaskSpec, logits: Tensor, probabilities: Tensor) -> Tensor:
     """Return - sum_c p*_c log p_c in nats."""
     return -(probabilities * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)
 
 
 # What each mean averages: dense (p, C or 1, H, W), vectors (p, 1).
-_ERRORS: dict[MetricKind, Callable[[Tensor, Tensor], Tensor]] = {
+_ERRORS: dict[MetricKind, Callable[[TaskSpec, Tensor, Tensor], Tensor]] = {
     "l1": _l1,
     "mse": _mse,
     "abs_rel": _abs_rel,

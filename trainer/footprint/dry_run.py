@@ -16,7 +16,6 @@ import torch.distributed as dist
 from cluster.env import RankEnv
 from cluster.groups import Layout, accumulation_steps, check_experts
 from configs.errors import UserError
-from configs.load import load_config
 from configs.schema import RunConfig
 from data_pipeline.cursor import Cursor
 from data_pipeline.loader import TrainLoader
@@ -30,6 +29,7 @@ from trainer.distributed.rank_process import load_on_all, run_to_the_end
 from trainer.engine import init_distributed
 from trainer.footprint.memory import available_bytes, peak_bytes
 from trainer.footprint.plan import GIB, memory_per_rank
+from trainer.recipes import load_recipe
 
 STEPS = 2  # the first one also prepares kernels and buffers
 
@@ -64,7 +64,7 @@ def dry_run_rank(config: str, env: RankEnv, *, overrides: Sequence[str] = (), de
     """Take the worst step on this rank and return the exit status; arguments as in `trainer.entry.train_rank`."""
 
     def action() -> None:
-        found = dry_run(load_on_all(lambda: load_config(config, overrides), env), env)
+        found = dry_run(load_on_all(lambda: load_recipe(config, overrides), env), env)
         if env.is_main:
             print(found)
 

@@ -15,7 +15,7 @@ from configs.atomic import atomic_path
 from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.tasks import TaskSpec
-from data_pipeline.index import ShardIndex
+from data_pipeline.run_shards import open_shards
 from data_pipeline.targets import Prepared
 from model.extract import SquadModel, extract_squad, select_experts, squad_cost, task_ids
 from model.routing_record import RoutingRecord, Unaffected
@@ -105,7 +105,7 @@ class _WholeModel:
         self.specs = _find_tasks(self.config, tasks)
         self.names = [spec.name for spec in self.specs]
         self.routing, self.images = routing, self.config.evaluate.images if images is None else images
-        self.index = ShardIndex.load(self.config.data.val, self.config.data)
+        self.index = open_shards(self.config, "val")
         counted = RoutingLedger(self.model.expert_layers, [spec.name for spec in self.model.tasks])
         self.ledger = counted if routing == "validation" else _ledger_of(run_dir, self.step)
         self.record = RoutingRecord(self.model)

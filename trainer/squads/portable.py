@@ -69,6 +69,7 @@ def description(squad: SquadModel) -> dict[str, str]:
             "scale": task.scale,
             "mean": task.mean,
             "std": task.std,
+            "codes_per_metre": task.codes_per_metre,
             "class_names": task.class_names,
         }
         for task in squad.tasks

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from configs.errors import UserError
+from configs.task_definitions import defined_in
 from configs.tasks import TASKS, VOC_CLASSES
 from data_pipeline.sources.class_map import numbers_of
 from data_pipeline.sources.folder_labels import (
@@ -218,3 +219,26 @@ def test_codes_are_stored_or_scaled() -> None:
             CodesLabel(path="x").convert(texture, wrong)
     with pytest.raises(UserError, match=r"must hold numbers \(H, W, 3\)"):
         CodesLabel(path="x").convert(TASKS["principal_curvature"], np.zeros((2, 2), np.uint8))
+
+
+def test_a_map_with_a_code_for_unknown_may_lack_values() -> None:
+    definitions = {"heat": {"like": "keypoints2d", "invalid": 65535}, "cold": {"like": "keypoints2d", "invalid": 0}}
+    table = defined_in({"define_tasks": definitions}, "own.yaml")
+    label = CodesLabel(path="x", times=100.0, invalid=[-9999])
+    array = np.array([[np.nan, -9999.0, 0.5, 1e6]])
+    assert label.convert(table["heat"], array).codes.tolist() == [[65535, 65535, 50, 65534]]
+    assert label.convert(table["cold"], array).codes.tolist() == [[0, 0, 50, 65535]]
+    with pytest.raises(UserError, match="negative"):
+        label.convert(table["heat"], np.array([[-1.0]]))
+    label.check_task(table["heat"])
+    with pytest.raises(ValueError, match="invalid: task 'keypoints2d' has no code for unknown"):
+        label.check_task(TASKS["keypoints2d"])
+
+
+def test_depths_are_counted_as_the_task_says() -> None:
+    definition = {"like": "depth_zbuffer", "codes_per_metre": 64, "invalid": 0}
+    far = defined_in({"define_tasks": {"far": definition}}, "own.yaml")["far"]
+    found = DepthLabel(path="x").convert(far, np.array([[1.0, 900.0, 1023.9, 1024.0, np.nan]]))
+    assert found.codes.tolist() == [[64, 57600, 65530, 0, 0]]
+    assert found.known is not None
+    assert found.known.tolist() == [[True, True, True, False, False]]

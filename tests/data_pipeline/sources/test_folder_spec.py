@@ -17,6 +17,7 @@ from data_pipeline.sources.folder_labels import (
 from data_pipeline.sources.folder_spec import FolderSpec, load_spec
 from data_pipeline.sources.folder_vectors import VectorLabel
 
+MINE = "rgb: a\ndefine_tasks: {mine: {like: semseg, class_names: [a, b]}}\n"
 LABELS = "labels:\n  depth_zbuffer: depth/{key}.png\n"
 
 
@@ -92,6 +93,11 @@ def test_every_task_has_a_kind_of_label(tmp_path: Path) -> None:
         ("rgb: a\nsplit: {fractions: {train: 0.6}}\n" + LABELS, "'train' is what the other fractions leave"),
         ("rgb: a\nsplit: {field: x, by: y}\n" + LABELS, "`by` says what `fractions` hash"),
         ("rgb: a\nfit: crop\n" + LABELS, "fit: Input should be 'centre' or 'stretch'"),
+        (MINE + "labels: {min: a}\n", "labels.min: unknown task 'min': did you mean 'mine'"),
+        (MINE + "labels: {mine: {path: a, map: {1: c}}}\n", "'c' is no class of 'mine': give 0 to 1 or one of a, b"),
+        (MINE + "labels: {mine: {path: a, threshold: 1}}\n", "labels.mine: unknown key 'threshold'"),
+        ("rgb: a\ndefine_tasks: {mine: {like: semse}}\nlabels: {mine: a}\n", "define_tasks.mine: unknown task 'semse'"),
+        ("rgb: a\ndefine_tasks: {edges: {like: semseg}}\n" + LABELS, "define_tasks: 'edges' is in the task table"),
         ("- a\n", "holds a list"),
     ],
 )  # fmt: skip

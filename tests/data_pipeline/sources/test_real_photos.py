@@ -92,7 +92,7 @@ def test_depth_is_that_of_the_nearest_pixel_and_unknown_where_the_camera_saw_non
         target = load_target(index, number, ROWS["depth_zbuffer"])
         known = target.mask[0, 0].numpy()
         assert not known[~np.isfinite(depth)].any()
-        metres = depth_metres(target.values[0, 0]).numpy()
+        metres = depth_metres(ROWS["depth_zbuffer"], target.values[0, 0]).numpy()
         np.testing.assert_allclose(metres[known], depth[known], atol=1 / 1024 + 1e-4)
     shelf = load_target(index, number_of(index, "shelf/whole"), ROWS["depth_zbuffer"]).mask.float().mean().item()
     assert 0.3 < shelf < 0.6

@@ -1,6 +1,7 @@
 """Metrics: known answers, masks, summable state."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_depth_metrics_are_in_metres() -> None:
     prediction, target = log_depth([2.0, 3.0]), dense(log_depth([1.0, 4.0]))
     assert measure("depth_euclidean", "abs_rel", prediction, target) == pytest.approx((1.0 + 0.25) / 2, rel=1e-4)
     assert measure("depth_euclidean", "rmse_m", prediction, target) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_depth_of_another_range_is_in_metres_too() -> None:
+    spec = replace(TASKS["depth_euclidean"], codes_per_metre=64.0)
+    codes = [torch.tensor([[[[64.0 * near, 64.0 * 900]]]]) for near in (2, 1)]
+    prediction, values = (torch.log1p(code) / math.log(DEPTH_CODES) for code in codes)
+    for kind, expected in (("abs_rel", 0.5), ("rmse_m", math.sqrt(0.5))):
+        metric = make_metric(kind, spec)
+        metric.update(prediction, dense(values))
+        assert metric.compute() == pytest.approx(expected, rel=1e-3)
 
 
 def test_depth_metrics_stay_finite_at_zero_depth_and_wild_predictions() -> None:
