@@ -22,8 +22,6 @@ from data_pipeline.transforms import apply_geometry, pair_images, widen
 
 DEPTH_CODES = 2**16
 """log_depth maps the stored code 2^16 - 1 to 1."""
-CODES_PER_METRE = 512.0
-"""Stored depths count 1/512 m."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,9 @@ def prepare_images(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 127.5 - 1.0
 
 
-def depth_metres(log_depth: Tensor) -> Tensor:
-    """Return metres for the target x of `log_depth`, the inverse mapping: (2^(16 x) - 1) / 512."""
-    return torch.expm1(log_depth * math.log(DEPTH_CODES)) / CODES_PER_METRE
+def depth_metres(spec: TaskSpec, log_depth: Tensor) -> Tensor:
+    """Return metres for the target x of `log_depth`, the inverse mapping: (2^(16 x) - 1) / codes_per_metre."""
+    return torch.expm1(log_depth * math.log(DEPTH_CODES)) / spec.codes_per_metre
 
 
 def to_target(spec: TaskSpec, stored: Tensor, mask_valid: Tensor, inside: Tensor | None = None) -> Target:
@@ -153,7 +151,7 @@ def _known(spec: TaskSpec, stored: Tensor) -> Tensor:
 
 
 def _log_depth(spec: TaskSpec, stored: Tensor) -> Tensor:
-    """log(1 + d) / log(2^16), d in 1/512 m; computed in float32, since 1 + 65535 wraps in uint16."""
+    """log(1 + d) / log(2^16) of the stored code d; computed in float32, since 1 + 65535 wraps in uint16."""
     return torch.log1p(stored.to(torch.float32)) / math.log(DEPTH_CODES)
 
 

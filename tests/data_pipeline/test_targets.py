@@ -42,7 +42,7 @@ def test_log_depth_never_wraps_and_masks_the_unknown_code() -> None:
 
 @given(st.integers(0, 65534))
 def test_depth_metres_inverts_log_depth(code: int) -> None:
-    metres = depth_metres(target("depth_euclidean", codes([code])).values).item()
+    metres = depth_metres(TASKS["depth_euclidean"], target("depth_euclidean", codes([code])).values).item()
     assert metres == pytest.approx(code / 512, rel=1e-4, abs=1e-4)
 
 
