@@ -32,8 +32,10 @@ AFFINE = ("parallel.ep_size=2", "parallel.expert_placement=task_affine")
 def test_moved_experts_train_as_plain_torch(world: int) -> None:
     check(
         [
-            Run(world, 2, stage, dtype, 1, clips=True, routing="few_tasks", moves=True)
-            for stage, dtype in ([(0, "fp32"), (1, "fp32"), (2, "bf16"), (0, "bf16")] if world == 2 else [(2, "fp32")])
+            Run(world, 2, stage, dtype, accumulation, clips=True, routing="few_tasks", moves=True)
+            for stage, dtype, accumulation in (
+                [(0, "fp32", 1), (1, "fp32", 2), (2, "bf16", 1), (0, "bf16", 2)] if world == 2 else [(2, "fp32", 2)]
+            )
         ]
     )
 
