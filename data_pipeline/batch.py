@@ -29,6 +29,8 @@ class Batch:
         flip: (B,) bool, whether to mirror the image.
         crop: (B, 4) float32, the window to show: top, left, height, width as fractions of the side. It lies inside the
             image unless `rotation` is given.
+        turns: (B, 2) int64, sample and epoch of each image, as in its slot: with the seed they fix what is drawn for
+            it, whatever batch it is in.
         keys: the B sample keys.
         rotation: (B,) float32, radians by which what the window shows turns about its centre, anticlockwise as seen.
             None: no window turns or reaches beyond the image.
@@ -46,6 +48,7 @@ class Batch:
     global_pairs: Tensor
     flip: Tensor
     crop: Tensor
+    turns: Tensor
     keys: tuple[str, ...]
     rotation: Tensor | None = None
     photometric: dict[str, Tensor] = field(default_factory=dict)

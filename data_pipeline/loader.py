@@ -83,7 +83,7 @@ class _Loader(ABC):
                 collate_fn=_unchanged,
                 prefetch_factor=_PREFETCH if self._workers else None,
                 multiprocessing_context=worker_context() if self._workers else None,
-                # Without its own generator DataLoader draws from torch's global one, which the model's noise uses.
+                # Without its own generator DataLoader draws from torch's global one, which is not ours to move.
                 generator=torch.Generator(),
                 worker_init_fn=serve_the_trainer if self._workers else None,
             )

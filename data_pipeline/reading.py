@@ -66,6 +66,7 @@ def read_batch(
         crop=drawn.crop,
         rotation=drawn.rotation,
         photometric=drawn.photometric,
+        turns=torch.tensor([(slot.sample, slot.epoch) for slot in slots], dtype=torch.int64).view(-1, 2),
         keys=tuple(index.keys[slot.sample] for slot in slots),
     )
 

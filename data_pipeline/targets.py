@@ -47,6 +47,7 @@ class Prepared:
         pair_image: (P,) int64, index into `images`; pairs are sorted by (task, image).
         pair_task: (P,) int64, index into the run's tasks.
         global_pairs: (T,) int64, pairs of each task in the whole global batch.
+        turns: (B, 2) int64, sample and epoch of each image.
         keys: the B sample keys.
     """
 
@@ -55,6 +56,7 @@ class Prepared:
     pair_image: Tensor
     pair_task: Tensor
     global_pairs: Tensor
+    turns: Tensor
     keys: tuple[str, ...]
 
 
@@ -81,7 +83,7 @@ def prepare_batch(batch: Batch, tasks: Sequence[TaskSpec], size: int) -> Prepare
     images = prepare_images(change_colours(batch.images, batch.photometric, batch.inside))
     if batch.inside is not None:
         images = images * batch.inside.unsqueeze(1)
-    return Prepared(images, targets, batch.pair_image, batch.pair_task, batch.global_pairs, batch.keys)
+    return Prepared(images, targets, batch.pair_image, batch.pair_task, batch.global_pairs, batch.turns, batch.keys)
 
 
 def prepare_images(images: Tensor) -> Tensor:

@@ -129,6 +129,8 @@ def _block(config: ModelConfig, index: int, ep_size: int, load: float) -> _Numbe
     layers = {layer.kind: layer for layer in block_layers(config, index)}
     for layer in layers.values():
         kept += _Numbers(A=D, F=2 * layer.num_experts + 1, I=layer.top_k)  # norm's output; router
+        if config.router_noise:
+            kept += _Numbers(F=2 * layer.num_experts)  # noise, and what its deviation comes from
         kept += _experts(config, layer, ep_size, load)
     if "attention" not in layers:
         kept += _Numbers(A=D + 4 * h * d, F=h)

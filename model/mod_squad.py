@@ -86,21 +86,25 @@ class ModSquad(nn.Module):
         """The backbone's blocks, for wrapping one by one."""
         return self.backbone.blocks
 
-    def forward(self, images: Tensor, pair_image: Tensor, pair_task: Tensor) -> ModelOutput:
+    def forward(
+        self, images: Tensor, pair_image: Tensor, pair_task: Tensor, turns: Tensor | None = None
+    ) -> ModelOutput:
         """Run all pairs.
 
         Args:
             images: (B, 3, S, S) floating, in [-1, 1]; B may be 0.
             pair_image: (P,) int64, index into `images`; P may be 0.
             pair_task: (P,) int64 ascending, index into `tasks`.
+            turns: (B, 2) int64 from 0 to 2^32 - 1, sample and epoch of each image: router noise is drawn from them.
+                Read in training with `router_noise` only.
 
         Raises:
-            ValueError: images of another size, or pairs that are not sorted by task.
+            ValueError: images of another size, pairs that are not sorted by task, or router noise without turns.
         """
         task_of_pair: list[int] = pair_task.tolist()
         if task_of_pair != sorted(task_of_pair):
             raise ValueError("pairs are not sorted by task: sort pair_image and pair_task by pair_task")
-        x_PND, routing = self.backbone(images, pair_image, pair_task)
+        x_PND, routing = self.backbone(images, pair_image, pair_task, turns)
         x_by_task = x_PND.split([task_of_pair.count(task) for task in range(len(self.tasks))])
         predictions = {name: head(x_pND) for (name, head), x_pND in zip(self.heads.items(), x_by_task, strict=True)}
         return ModelOutput(predictions=predictions, routing=routing)

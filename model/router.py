@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.counter_noise import standard_normal
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -39,6 +41,7 @@ class TaskRouter(nn.Module):
 
     With `noise`, training adds eps * softplus(x Wn[t]), eps ~ N(0, 1), to the logits (noisy top-k gating, arXiv
     1701.06538, eq. 4). Wn starts at zero, as in that paper; W is drawn from a normal of deviation 0.02 cut at 0.04.
+    eps is a function of `seed` and the row's stream (`model.counter_noise`): no other row has a part in it.
 
     Args:
         width: D.
@@ -47,7 +50,7 @@ class TaskRouter(nn.Module):
         top_k: K.
         renormalize_gates: scale a token's K gates to sum 1; otherwise they are the chosen p as they are.
         noise: whether training adds noise.
-        seed: of the initial weights.
+        seed: of the initial weights and of the noise.
         kept: (Q,) int64 distinct experts, Q >= K, or None for all. The others stay in the softmax but cannot be chosen,
             and `Routing.experts_SK` counts within `kept`: this is how an extracted squad routes exactly as before.
     """
@@ -72,23 +75,31 @@ class TaskRouter(nn.Module):
             raise ValueError(f"router: top_k {top_k} is not between 1 and the {choices} experts to choose from")
         self.top_k = top_k
         self.renormalize_gates = renormalize_gates
+        self.seed = seed
         self.weight = nn.Parameter(torch.empty(num_tasks, width, num_experts))
         self.noise_weight = nn.Parameter(torch.zeros(num_tasks, width, num_experts)) if noise else None
         self.register_buffer("kept", kept)
 
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04, generator=seeded_generator(seed))
 
-    def forward(self, x_PND: Tensor, task_P: Tensor | None) -> Routing:
+    def forward(self, x_PND: Tensor, task_P: Tensor | None, stream_P3: Tensor | None = None) -> Routing:
         """Route the tokens of P rows.
 
         Args:
             x_PND: (P, N, D) tokens, any floating dtype.
             task_P: (P,) int64 router of each row; None where there is one router only.
+            stream_P3: (P, 3) int64 from 0 to 2^32 - 1, the stream of each row's noise; read where noise is added.
+
+        Raises:
+            ValueError: there are no streams to draw the noise from.
         """
         logits_PNE = _route(x_PND, self.weight, task_P)
         if self.noise_weight is not None and self.training:
+            if stream_P3 is None:
+                raise ValueError("router noise is drawn from the turns of the images: give them, or call eval()")
+            _, N, E = logits_PNE.shape
             deviation_PNE = F.softplus(_route(x_PND, self.noise_weight, task_P))
-            logits_PNE = logits_PNE + torch.randn_like(logits_PNE) * deviation_PNE
+            logits_PNE = logits_PNE + standard_normal(self.seed, stream_P3, tokens=N, width=E) * deviation_PNE
         return self._choose(logits_PNE.flatten(0, 1))
 
     def _choose(self, logits_SE: Tensor) -> Routing:

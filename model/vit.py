@@ -87,9 +87,11 @@ class ExpertLayer(nn.Module):
                 init=config.init,
             )
 
-    def forward(self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor, stream_R3: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the output (R, N, D) and the tensors of `routing_sums`."""
-        routing = self.router(x_RND, task_R if self._one_router_per_task else None)
+        routing = self.router(x_RND, task_R if self._one_router_per_task else None, stream_R3)
         if isinstance(self.experts, ExpertAttention):
             y_RND = self.experts(x_RND, routing)
         else:
@@ -139,25 +141,33 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.mlp = experts.get("mlp") or DenseMLP(width=config.width, hidden=config.dense_hidden)
 
-    def forward(self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, x_RND: Tensor, task_R: Tensor, membership_TR: Tensor, stream_R3: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Return the tokens (R, N, D), then the tensors of `routing_sums` of each of `layers`.
 
         Args:
             x_RND: tokens; rows are pairs, or images in a block that sees no task.
             task_R: (R,) int64, task of each row; not read in a block that sees no task.
             membership_TR: (T, R) float32, how often row r counts for task t.
+            stream_R3: (R, 3) int64, what each row's router noise is drawn from; None: no noise.
         """
-        x_RND, attention_sums = _residual(x_RND, self.norm1, self.attention, task_R, membership_TR)
-        x_RND, mlp_sums = _residual(x_RND, self.norm2, self.mlp, task_R, membership_TR)
+        x_RND, attention_sums = _residual(x_RND, self.norm1, self.attention, task_R, membership_TR, stream_R3)
+        x_RND, mlp_sums = _residual(x_RND, self.norm2, self.mlp, task_R, membership_TR, stream_R3)
         return (x_RND, *attention_sums, *mlp_sums)
 
 
 def _residual(
-    x_RND: Tensor, norm: nn.Module, part: nn.Module, task_R: Tensor, membership_TR: Tensor
+    x_RND: Tensor,
+    norm: nn.Module,
+    part: nn.Module,
+    task_R: Tensor,
+    membership_TR: Tensor,
+    stream_R3: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return x + part(norm(x)) and the sums of an expert part."""
     if isinstance(part, ExpertLayer):
-        y_RND, *sums = part(norm(x_RND), task_R, membership_TR)
+        y_RND, *sums = part(norm(x_RND), task_R, membership_TR, stream_R3)
         return x_RND + y_RND, tuple(sums)
     return x_RND + part(norm(x_RND)), ()
 
@@ -230,20 +240,25 @@ class VisionTransformer(nn.Module):
             for index in range(config.depth)
         )
 
-    def forward(self, images: Tensor, pair_image: Tensor, pair_task: Tensor) -> tuple[Tensor, list[LayerRouting]]:
+    def forward(
+        self, images: Tensor, pair_image: Tensor, pair_task: Tensor, turns: Tensor | None = None
+    ) -> tuple[Tensor, list[LayerRouting]]:
         """Return the tokens of every pair (P, N, D) and the routing sums of every expert layer.
 
         Args:
             images: (B, 3, S, S) floating; B may be 0.
             pair_image: (P,) int64, index into `images`; P may be 0.
             pair_task: (P,) int64, task of each pair.
+            turns: (B, 2) int64 from 0 to 2^32 - 1, sample and epoch of each image: router noise is drawn from them.
+                Read in training with `router_noise` only.
 
         Raises:
-            ValueError: images of another size.
+            ValueError: images of another size, or router noise without turns.
         """
         x = self._embed_patches(images)
         pair_TP = F.one_hot(pair_task, self.num_tasks).T.float()
         image_TB = pair_TP @ F.one_hot(pair_image, len(images)).float() if len(images) else pair_TP[:, :0]
+        image_B3, pair_P3 = self._noise_streams(turns, pair_image, pair_task)
         routing: list[LayerRouting] = []
         shared = self.config.shared_blocks
         for index, block in enumerate(self.blocks):
@@ -251,7 +266,7 @@ class VisionTransformer(nn.Module):
                 x = x[pair_image]
             if self._adds_task_embedding(index):
                 x = x + (pair_TP.T.to(x.dtype) @ self.task_embedding)[:, None]
-            x, *sums = block(x, pair_task, image_TB if index < shared else pair_TP)
+            x, *sums = block(x, pair_task, *((image_TB, image_B3) if index < shared else (pair_TP, pair_P3)))
             routing += _unpack(block_layers(self.config, index), sums)
         return (x if shared < len(self.blocks) else x[pair_image]), routing
 
@@ -264,6 +279,14 @@ class VisionTransformer(nn.Module):
         patches_BNF = pixels_BGG3pp.reshape(len(images), G * G, 3 * p * p)
         embedded_BND: Tensor = self.patch(patches_BNF.to(self.patch.weight.dtype))
         return embedded_BND + self.position
+
+    def _noise_streams(
+        self, turns: Tensor | None, pair_image: Tensor, pair_task: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return (B, 3) of images and (P, 3) of pairs: the turn, then 0 or 1 + task; None where no noise is drawn."""
+        if turns is None or not (self.config.router_noise and self.training):
+            return None, None
+        return F.pad(turns, (0, 1)), torch.cat([turns[pair_image], 1 + pair_task[:, None]], dim=1)
 
     def _adds_task_embedding(self, index: int) -> bool:
         if self.config.task_embedding == "first":

@@ -1,8 +1,8 @@
 """Trades time for memory: keep the inputs of the model's blocks only, and run each block again in backward.
 
-Built on fairscale's checkpoint wrapper, which can also move those inputs to the CPU meanwhile, and restores the random
-state, so that a recomputed block draws the same router noise. Every rank recomputes its blocks in the same order, hence
-the token exchanges of expert parallelism pair up in backward as they do in forward.
+Built on fairscale's checkpoint wrapper, which can also move those inputs to the CPU meanwhile. What router noise is
+drawn from is an input of a block, so a block that runs again draws the same. Every rank recomputes its blocks in the
+same order, hence the token exchanges of expert parallelism pair up in backward as they do in forward.
 """
 
 from typing import Literal

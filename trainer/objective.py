@@ -65,7 +65,7 @@ class Objective(nn.Module):
         Returns:
             The loss, an fp32 scalar connected to every parameter, and its parts.
         """
-        output = self.model(prepared.images, prepared.pair_image, prepared.pair_task)
+        output = self.model(prepared.images, prepared.pair_image, prepared.pair_task, prepared.turns)
         loss_sum_T = torch.stack(
             [
                 pair_losses(spec, output.predictions[spec.name], prepared.targets[spec.name]).sum()

@@ -1,7 +1,7 @@
 """What a run carries from step to step besides weights and moments, and how a checkpoint holds it.
 
 Everything here is free of the number of ranks: sums are collected over ranks first, and land on rank 0 afterwards.
-Random numbers need no place: each step seeds its generators from (seed, step, rank).
+Random numbers need no place: each follows from the seed and from what it is for, none from those drawn before.
 """
 
 from collections.abc import Mapping

@@ -55,6 +55,7 @@ def a_batch(*, shared: bool = False, images: int = 2) -> Batch:
         global_pairs=torch.tensor([images]),
         flip=torch.tensor([True] * images),
         crop=torch.rand(images, 4),
+        turns=torch.zeros(images, 2, dtype=torch.int64),
         keys=tuple(f"k{number}" for number in range(images)),
         photometric={"brightness": torch.rand(images)},
     )

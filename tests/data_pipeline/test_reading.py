@@ -71,11 +71,13 @@ def test_every_member_is_where_its_pair_says(index: ShardIndex, shared: bool) ->
     assert drawn.rotation is not None
     assert torch.equal(batch.rotation, drawn.rotation)
     assert batch.global_pairs.tolist() == pairs.tolist()
+    assert batch.turns.tolist() == [[4, 1], [0, 0], [5, 2], [2, 0]]
 
 
 def test_a_batch_may_be_empty(index: ShardIndex) -> None:
     batch = read_batch(index, TASKS, [], np.zeros(13, np.int64), None, shared=True)
     assert batch.images.shape == (0, 3, SIDE, SIDE)
+    assert batch.turns.shape == (0, 2)
     assert batch.labels["normal"].shape == (0, 3, SIDE, SIDE)
     assert batch.labels["class_scene"].shape == (0, TASKS[1].encoding.channels)
 

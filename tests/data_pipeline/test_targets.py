@@ -126,6 +126,7 @@ def test_occlusion_edges_are_the_same_at_any_resolution() -> None:
         global_pairs=torch.tensor([1]),
         flip=torch.tensor([False]),
         crop=torch.tensor([(0.0, 0.0, 1.0, 1.0)]),
+        turns=torch.tensor([(3, 1)]),
         keys=("a",),
     )
     means = [prepare_batch(batch, tasks, size).targets["edge_occlusion"].values.mean() for size in (128, 64, 32)]
@@ -205,10 +206,12 @@ def test_prepare_batch_carries_geometry_masks_and_pairs() -> None:
         global_pairs=torch.tensor([4, 4, 0]),
         flip=torch.tensor([False, True]),
         crop=torch.tensor([(0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 0.5)]),
+        turns=torch.tensor([(5, 0), (2, 1)]),
         keys=("a", "b"),
     )
     prepared = prepare_batch(batch, tasks, 4)
     assert prepared.images.shape == (2, 3, 4, 4)
+    assert torch.equal(prepared.turns, batch.turns)
     assert (prepared.images == 1.0).all()
     depth = prepared.targets["depth_zbuffer"]
     torch.testing.assert_close(depth.values, torch.full((2, 1, 4, 4), 9 / 16))

@@ -38,6 +38,7 @@ def make_batch(tasks: tuple[TaskSpec, ...], count: int, side: int, seed: int = 0
         global_pairs=torch.full((len(tasks),), count),
         flip=torch.zeros(count, dtype=torch.bool),
         crop=torch.tensor([FULL]).expand(count, 4).clone(),
+        turns=torch.zeros(count, 2, dtype=torch.int64),
         keys=tuple(f"view{index}" for index in range(count)),
     )
 

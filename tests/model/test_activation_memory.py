@@ -28,7 +28,8 @@ def kept_by_autograd(
             layer.experts.layout = layer.experts.layout.placed(order, order[:shadowed])
     images = torch.rand(IMAGES, 3, SIDE, SIDE)
     pair_image, pair_task = torch.arange(IMAGES).repeat(len(TASKS)), torch.arange(len(TASKS)).repeat_interleave(IMAGES)
-    return saved_bytes(lambda: model(images, pair_image, pair_task), model.parameters())
+    turns = torch.zeros(IMAGES, 2, dtype=torch.int64)
+    return saved_bytes(lambda: model(images, pair_image, pair_task, turns), model.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,6 +42,7 @@ def kept_by_autograd(
         {"placement": "every", "shared_blocks": 2, "task_embedding": "first"},
         {"placement": "every", "attention_top_k": 4, "mlp_top_k": 4, "mlp_experts": 16, "head_width": 16},
         {"placement": "mlp", "mlp_ratio": 8.0, "width": 64},
+        {"placement": "attention", "attention_experts": 32, "router_noise": True},
     ],
     ids=str,
 )

@@ -12,6 +12,10 @@ def router_and_input(num_tasks: int = 3, rows: int = 4, **options: object) -> tu
     return router, torch.randn(rows, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
+def streams(rows: int, epoch: int) -> torch.Tensor:
+    return torch.tensor([(row, epoch, 1) for row in range(rows)])
+
+
 def test_each_row_takes_its_tasks_router() -> None:
     router, x = router_and_input()
     task = torch.tensor([2, 0, 2, 1])
@@ -101,10 +105,10 @@ def test_noise_is_for_training_only() -> None:
     router, x = router_and_input(noise=True)
     task = torch.tensor([0, 1, 2, 0])
     router.eval()
-    clean = router(x, task).logits_SE
+    clean = router(x, task, streams(4, 0)).logits_SE
     assert torch.equal(clean, router(x, task).logits_SE)
     router.train()
-    noisy = torch.stack([router(x, task).logits_SE for _ in range(400)])
+    noisy = torch.stack([router(x, task, streams(4, epoch)).logits_SE for epoch in range(400)])
     # Wn = 0: deviation softplus(0) = log 2 around the clean logits
     torch.testing.assert_close(noisy.mean(0), clean, atol=0.2, rtol=0)
     assert (noisy - clean).std().item() == pytest.approx(0.6931, rel=0.02)
@@ -112,6 +116,27 @@ def test_noise_is_for_training_only() -> None:
     assert router.noise_weight is not None
     assert router.noise_weight.grad is not None
     assert router.noise_weight.grad.any()
+
+
+def test_noise_depends_on_the_seed_and_the_row_s_stream_alone() -> None:
+    router, x = router_and_input(noise=True)
+    task, stream = torch.tensor([0, 1, 2, 0]), streams(4, 7)
+    noisy = router(x, task, stream).logits_SE.unflatten(0, (4, 5))
+    torch.manual_seed(1)
+    for row in range(4):
+        rows = slice(row, row + 1)
+        torch.testing.assert_close(router(x[rows], task[rows], stream[rows]).logits_SE, noisy[row])
+    noise = noisy - router.eval()(x, task).logits_SE.unflatten(0, (4, 5))
+    other, _ = router_and_input(noise=True, seed=2)
+    other.load_state_dict(router.state_dict())
+    assert (noise[0] - noise[3]).abs().min() > 0
+    assert (other(x, task, stream).logits_SE.unflatten(0, (4, 5)) - noisy).abs().min() > 0
+
+
+def test_noise_without_streams_is_refused() -> None:
+    router, x = router_and_input(noise=True)
+    with pytest.raises(ValueError, match="turns of the images"):
+        router(x, torch.tensor([0, 1, 2, 0]))
 
 
 def test_routing_is_float32_under_bfloat16_weights() -> None:

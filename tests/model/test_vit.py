@@ -1,16 +1,20 @@
 """The backbone: what depends on the task, what is computed once, what survives checkpointing."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from fairscale.nn.checkpoint import checkpoint_wrapper
 
 from model.layer_routing import LayerRouting
+from model.router import TaskRouter
 from model.vit import expert_layers
 from tests.model.models import SIDE, TASKS, VARIANTS, config, images, model, pairs
 
 EVERYTHING = pairs([0, 1], [0, 1], [0], [])
+TURNS = torch.tensor([(3, 0), (8, 1)])
+NOISY = {"placement": "every", "router_noise": True, "shared_blocks": 1}
 
 
 def test_placement_names_the_expert_layers() -> None:
@@ -80,8 +84,7 @@ def test_checkpointed_blocks_give_the_same_tokens_sums_and_gradients(variant: st
         checkpoint_wrapper(block, offload_to_cpu=offload)
     results = []
     for backbone in (plain, wrapped):
-        torch.manual_seed(0)  # router noise
-        tokens, routing = backbone(images(2), *EVERYTHING)
+        tokens, routing = backbone(images(2), *EVERYTHING, TURNS)
         (tokens.square().sum() + losses(routing)).backward()
         results.append((tokens, routing, [parameter.grad for parameter in backbone.parameters()]))
     assert torch.equal(results[0][0], results[1][0])
@@ -91,6 +94,39 @@ def test_checkpointed_blocks_give_the_same_tokens_sums_and_gradients(variant: st
         assert torch.equal(one.entropy_sum_T, other.entropy_sum_T)
         assert not other.entropy_sum_T.requires_grad
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(results[0][2], results[1][2], strict=True))
+
+
+def test_noise_of_a_pair_does_not_depend_on_its_batch() -> None:
+    backbone = model(**NOISY).backbone
+    x = images(2)
+    together, routing = backbone(x, *EVERYTHING, TURNS)
+    for number, (image, task) in enumerate(zip(*EVERYTHING, strict=True)):
+        rows = slice(int(image), int(image) + 1)
+        alone, _ = backbone(x[rows], torch.tensor([0]), task.view(1), TURNS[rows])
+        assert torch.allclose(alone[0], together[number], atol=1e-5)
+    _, clean = backbone.eval()(x, *EVERYTHING, TURNS)
+    for noisy, without in zip(routing, clean, strict=True):
+        assert not torch.equal(noisy.counts_TE, without.counts_TE), noisy.info.name
+
+
+def test_pairs_of_an_image_and_layers_of_a_pair_have_noise_of_their_own() -> None:
+    backbone = model(**NOISY, routers="shared", task_embedding="none").backbone
+    logits: list[torch.Tensor] = []
+    for layer in backbone.modules():
+        if isinstance(layer, TaskRouter):
+            layer.weight.data.zero_()  # logits are noise of deviation log 2 alone
+            assert layer.noise_weight is not None
+            layer.noise_weight.data.zero_()
+            layer.register_forward_hook(lambda _m, _x, routing: logits.append(routing.logits_SE))
+    backbone(images(2), *EVERYTHING, TURNS)
+    by_row = [rows for layer in logits for rows in layer[:, :4].unflatten(0, (-1, 16))]
+    assert len(by_row) == 2 * 2 + 4 * 5  # two layers of images, four of pairs
+    for one, other in itertools.combinations(by_row, 2):
+        assert (one - other).abs().min() > 0
+    before = [layer.clone() for layer in logits]
+    logits.clear()
+    backbone(images(2), *EVERYTHING, TURNS)
+    assert all(torch.equal(one, other) for one, other in zip(before, logits, strict=True))
 
 
 def test_a_shared_router_serves_all_tasks_of_a_layer_that_runs_per_pair() -> None:

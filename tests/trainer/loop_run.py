@@ -91,6 +91,7 @@ def random_prepared(images: int, pairs_per_task: Sequence[int], seed: int = 0) -
         pair_image=torch.cat([torch.arange(pairs) % max(images, 1) for pairs in pairs_per_task]),
         pair_task=torch.arange(len(SPECS)).repeat_interleave(counts),
         global_pairs=counts,
+        turns=torch.tensor([(number, 0) for number in range(images)], dtype=torch.int64).view(-1, 2),
         keys=tuple(f"sample-{number}" for number in range(images)),
     )
 
@@ -110,5 +111,6 @@ def slice_pairs(prepared: Prepared, images: slice) -> Prepared:
         pair_image=prepared.pair_image[kept] - int(chosen[0]),
         pair_task=prepared.pair_task[kept],
         global_pairs=prepared.global_pairs,
+        turns=prepared.turns[images],
         keys=prepared.keys[images],
     )

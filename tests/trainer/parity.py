@@ -47,6 +47,8 @@ class Run:
     accumulation: int
     clips: bool
     routing: RoutingKind
+    noise: bool = False
+    """The routers' noise is on."""
     moves: bool = False
     """Before the steps 0, 7 and 13 all experts move to other places, and others are shadowed."""
 
@@ -60,7 +62,8 @@ class Run:
 
     def model(self, group: ExpertGroup, world: dist.ProcessGroup | None) -> SquadLoss:
         top_k = 1 if self.routing == "one_expert" else SIZES.mlp_top_k
-        sizes = SIZES.model_copy(update={"attention_top_k": top_k, "mlp_top_k": top_k})
+        changes = {"attention_top_k": top_k, "mlp_top_k": top_k, "router_noise": self.noise}
+        sizes = SIZES.model_copy(update=changes)
         loss = SquadLoss(group, world, sizes)
         if (force := _FORCED.get(self.routing)) is not None:
             for part in loss.modules():
@@ -68,14 +71,16 @@ class Run:
                     part.router.register_forward_hook(lambda _module, _x, routing: force(routing))
         return loss
 
-    def parts(self, step: int, world: int) -> list[list[tuple[Tensor, Tensor]]]:
-        """Turn by turn, rank by rank: images and the two tasks of each."""
+    def parts(self, step: int, world: int) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+        """Pass by pass, rank by rank: images, the two tasks of each, and the turns of the images."""
         images, tasks = squad_batches(STEPS, SAMPLES)[step]
+        turns = torch.tensor([(sample, step) for sample in range(SAMPLES)])
+        order = torch.arange(SAMPLES)
         if self.routing != "few_tasks":  # every part alike
-            order = torch.arange(SAMPLES).view(4, 4).T.flatten()
-            images, tasks = images[order], tasks[order]
-        chunks = list(zip(images.chunk(world * self.accumulation), tasks.chunk(world * self.accumulation), strict=True))
-        return [chunks[turn * world : (turn + 1) * world] for turn in range(self.accumulation)]
+            order = order.view(4, 4).T.flatten()
+        parts = (whole[order].chunk(world * self.accumulation) for whole in (images, tasks, turns))
+        chunks = list(zip(*parts, strict=True))
+        return [chunks[first : first + world] for first in range(0, len(chunks), world)]
 
 
 def _to_expert_0(routing: Routing) -> Routing:
@@ -108,8 +113,7 @@ def _train_on_rank(rank: int, world: int, run: Run) -> dict[str, Any]:
         engine.set_learning_rate(LEARNING_RATE)
         loss_sum = torch.zeros(())
         for turn, parts in enumerate(run.parts(step, world), start=1):
-            images, tasks = parts[rank]
-            loss, _ = engine(images, tasks)
+            loss, _ = engine(*parts[rank])
             engine.backward(loss)
             loss_sum += loss.detach() / (run.accumulation * world)
             if step == 0 and turn == run.accumulation:
@@ -161,9 +165,9 @@ def train_plainly(run: Run) -> dict[str, Any]:
     for step in range(STEPS):
         adamw.zero_grad(set_to_none=False)
         total = 0.0
-        for ((images, tasks),) in run.parts(step, 1):
+        for (part,) in run.parts(step, 1):
             model.zero_grad()
-            loss, _ = model(images, tasks)
+            loss, _ = model(*part)
             (loss / run.accumulation).backward()
             total += loss.item() / run.accumulation
             for name, parameter in model.named_parameters():
@@ -199,6 +203,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "dtype": ("fp32", "bf16"),
     "accumulation": (1, 2),
     "clips": (False, True),
+    "noise": (False, True),
 }
 
 
@@ -220,6 +225,6 @@ def covering_runs(strength: int) -> list[Run]:
 
 def _ordered(rows: Sequence[tuple[Any, ...]]) -> list[tuple[tuple[int, int], tuple[Any, ...]]]:
     return [
-        (layout, (stage, dtype, accumulation, clips, routing))
-        for layout, routing, stage, dtype, accumulation, clips in rows
+        (layout, (stage, dtype, accumulation, clips, routing, noise))
+        for layout, routing, stage, dtype, accumulation, clips, noise in rows
     ]

@@ -33,10 +33,10 @@ class SquadLoss(nn.Module):
         self.matching = Matching(MatchingConfig(weight=0.1), self.model.expert_layers, len(TASKS))
         self.world = world
 
-    def forward(self, images: Tensor, tasks: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Take (B, 3, S, S) images and the (B, 2) tasks that each serves."""
+    def forward(self, images: Tensor, tasks: Tensor, turns: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Take (B, 3, S, S) images, the (B, 2) tasks that each serves, and for router noise (B, 2) turns."""
         pair_task, order = tasks.flatten().sort(stable=True)
-        output = self.model(images, order // tasks.shape[1], pair_task)
+        output = self.model(images, order // tasks.shape[1], pair_task, turns)
         squares = [(x - 0.3).square().flatten(1).mean(1).sum() for x in output.predictions.values()]
         matching = self.matching(output.routing, self.world)
         return torch.stack(squares).sum() / tasks.numel() + matching.loss, squares

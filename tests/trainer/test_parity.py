@@ -1,7 +1,7 @@
 """Training on any layout equals plain PyTorch in one process: losses, gradients, norms, weights after 20 AdamW steps.
 
-Every pair of values of any two factors (layout, ZeRO stage, precision, accumulation, clipping, routing) occurs; every
-triple under the marker `faults`.
+Every pair of values of any two factors (layout, ZeRO stage, precision, accumulation, clipping, routing, router noise)
+occurs; every triple under the marker `faults`.
 """
 
 import pytest

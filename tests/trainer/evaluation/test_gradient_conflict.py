@@ -56,6 +56,7 @@ def prepared_of(tasks: Sequence[TaskSpec], pairs: Sequence[int], far: Sequence[f
         pair_image=torch.cat([torch.arange(p) for p in pairs]),
         pair_task=torch.arange(len(tasks)).repeat_interleave(counts),
         global_pairs=counts,
+        turns=torch.zeros(4, 2, dtype=torch.int64),
         keys=("a", "b", "c", "d"),
     )
 
