@@ -16,7 +16,7 @@ class JobState:
 
     Attributes:
         state: such as PENDING, RUNNING, COMPLETED, NODE_FAIL; UNKNOWN where nothing remembers the job.
-        reason: why it is pending; empty where that says nothing.
+        reason: why it is pending, or unknown; empty where that says nothing.
         nodes: where it runs or ran; empty before.
         elapsed: time that this start of it has run, as SLURM writes it.
         limit: its time limit.
@@ -58,13 +58,15 @@ def job_state(job_id: str) -> JobState:
         )
     if asked.returncode and "Invalid job id" not in asked.stderr:
         raise UserError(f"SLURM does not answer: {_last_line(asked.stderr)}")
-    columns = "--format=State,NodeList,Elapsed,Timelimit,Start"
+    columns, problem = "--format=State,NodeList,Elapsed,Timelimit,Start", ""
     for source in ((), ("--completion",)):
         found = _run("sacct", *source, "--noheader", "--parsable2", "--allocations", f"--jobs={job_id}", columns)
         if found.returncode == 0 and found.stdout.strip():
             state, nodes, elapsed, limit, start = (found.stdout.splitlines()[-1].split("|") + [""] * _FIELDS)[:5]
             return JobState(state=state.split()[0], nodes=nodes, elapsed=elapsed, limit=limit, start=start)
-    return JobState(state="UNKNOWN")
+        if found.returncode and "is disabled" not in found.stderr:
+            problem = f"accounting does not answer: {_last_line(found.stderr)}"
+    return JobState(state="UNKNOWN", reason=problem)
 
 
 def cancel_job(job_id: str) -> None:

@@ -16,20 +16,24 @@ from tests.services.waiting import wait_until
 
 _SCRIPT = Path(__file__).with_suffix(".sh")
 _PROGRAMS = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
+_ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server-core"}
 
 
 @contextmanager
-def running_slurm() -> Iterator[Path]:
-    """Start it, point SLURM's commands to it, and stop it afterwards; yield its folder."""
+def running_slurm(*, accounting: bool = False) -> Iterator[Path]:
+    """Start it, point SLURM's commands to it, and stop it afterwards; yield its folder.
+
+    With `accounting` the controller forgets ended jobs within seconds, and slurmdbd alone knows them.
+    """
     if os.geteuid() != 0:
         pytest.skip("SLURM's daemons need root")
-    need_programs(_PROGRAMS)
+    need_programs({**_PROGRAMS, **_ACCOUNTING} if accounting else _PROGRAMS)
     # Not pytest's folder: paths of sockets are short, and daemons outlive a test that is killed.
     folder = Path(tempfile.mkdtemp(prefix="modsquad-slurm-"))
     previous = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
-        subprocess.run(["bash", _SCRIPT, "up", folder], check=True)
+        subprocess.run(["bash", _SCRIPT, "up", folder, *(["accounting"] if accounting else [])], check=True)
         yield folder
     finally:
         subprocess.run(["bash", _SCRIPT, "down", folder], check=False)
@@ -38,6 +42,12 @@ def running_slurm() -> Iterator[Path]:
             del os.environ["SLURM_CONF"]
         else:
             os.environ["SLURM_CONF"] = previous
+
+
+def first_job_id(folder: Path) -> int:
+    """Return the number that the cluster in a folder gives to its first job."""
+    (line,) = (line for line in (folder / "slurm.conf").read_text().splitlines() if line.startswith("FirstJobId="))
+    return int(line.partition("=")[2])
 
 
 def wait_for_job(job_id: str, seconds: float = 150.0) -> JobState:
