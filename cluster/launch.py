@@ -208,7 +208,8 @@ def _environment(folder: Path, code: Path) -> list[str]:
 
 
 def _python_path(code: Path) -> str:
-    return f'export PYTHONPATH={shlex.quote(str(code.resolve()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+    # Without the first, `python -m` would look where the job was submitted before anywhere else: often beside the code.
+    return f'export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code.resolve()))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
 
 
 def _requeue_lines(max_requeues: int) -> list[str]:

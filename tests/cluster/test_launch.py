@@ -1,5 +1,6 @@
 """Jobs on a real SLURM: two nodes, warnings and lost ranks, failures, sweeps."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from cluster.launch import Run, read_job, sbatch_script, submit
 from configs.errors import UserError
 from configs.launch import LaunchConfig
 from configs.load import dump_config
-from tests.services.slurm import running_slurm, wait_for_job
+from tests.services.slurm import first_job_id, running_slurm, wait_for_job
 from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.run_files import StepRecord, read_steps
@@ -45,16 +46,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(slurm: Path, shards: Path) -> list[StepRecord]:
     """The lines of a run on two nodes that nothing happened to.
 
-    It is the first job of its cluster, submitted by a rank of another run, and its first choice of a port is taken.
+    It is the first job of its cluster, submitted by a rank of another run, and its first choice of a port is taken. The
+    folder that it was submitted from holds other code of the same name by then.
     """
     run = make_run(shards, "undisturbed")
+    first = first_job_id(slurm)
+    (shards / "cluster").mkdir()
+    (shards / "cluster" / "__init__.py").write_text("raise RuntimeError('not the code that was submitted')")
     with (
-        socket.create_server(("127.0.0.1", SLURM_PORTS.start + 1), reuse_port=True),
+        contextlib.chdir(shards),
+        socket.create_server(("127.0.0.1", SLURM_PORTS.start + first), reuse_port=True),
         mock.patch.dict(os.environ, RankEnv(master_port=free_port()).variables()),
     ):
         (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
         assert wait_for_job(record.job_id).state == "COMPLETED", log(run)
-    assert record.job_id == "1"
+    assert record.job_id == str(first)
     return read_steps(run.run_dir)
 
 
