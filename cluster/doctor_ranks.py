@@ -1,7 +1,7 @@
 """What several ranks find out together: do they see each other, the same files, the same time, and how fast are they?
 
 Runs on every rank, under srun or as `python -m cluster.doctor_ranks` with the variables of `cluster.env`. Rank 0 prints
-one JSON object per finding.
+one JSON object per finding, and so does each rank that cannot reach it.
 """
 
 import json
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.doctor import Finding
+from cluster.doctor_port import check_port
 from cluster.env import RankEnv, choose_gpu, detect
 
 _TIMEOUT = timedelta(seconds=120)
@@ -48,14 +49,17 @@ class RankFacts:
 
 
 def main(token_file: Path, token: str) -> None:
-    """Meet, exchange, and print what was found on rank 0."""
+    """Meet, exchange, and print what was found."""
     env = detect()
+    can_meet, told = check_port(env) if env.world > 1 else (True, [])
+    _print(told)
+    if not can_meet:
+        sys.exit(1)
     device = _join(env)
     facts = _exchange_facts(env, token_file)
     bandwidth = _measure_all_to_all(device)
     if env.is_main:
-        for finding in (*judge(facts, token, token_file), _bandwidth_finding(bandwidth, facts, device)):
-            print(json.dumps(asdict(finding)), flush=True)
+        _print([*judge(facts, token, token_file), _bandwidth_finding(bandwidth, facts, device)])
     dist.barrier()
     dist.destroy_process_group()
 
@@ -107,6 +111,11 @@ def judge(facts: Sequence[RankFacts], token: str, token_file: Path) -> Iterator[
         )
     else:
         yield Finding("versions", "good", f"{', '.join(first.versions)} everywhere")
+
+
+def _print(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        print(json.dumps(asdict(finding)), flush=True)
 
 
 def _join(env: RankEnv) -> torch.device:

@@ -39,7 +39,7 @@ def check_local_ranks(folder: Path, ranks: int) -> list[Finding]:
                 process.kill()
                 process.wait()
     failed = [error for process, (_, error) in zip(started, outputs, strict=True) if process.returncode]
-    return _read(outputs[0][0], failed[0] if failed else "")
+    return _read("".join(output for output, _ in outputs), failed[0] if failed else "")
 
 
 def check_slurm_ranks(folder: Path, *, nodes: int, partition: str | None, minutes: int) -> list[Finding]:
@@ -55,6 +55,7 @@ def check_slurm_ranks(folder: Path, *, nodes: int, partition: str | None, minute
         return [Finding("SLURM", "bad", _last_line(asked.stderr), "ask whether slurmctld is up, and check SLURM_CONF")]
     seen = Finding("SLURM", "good", "; ".join(asked.stdout.split("\n")).strip("; "))
     options = [f"--nodes={nodes}", "--ntasks-per-node=1", f"--time={minutes}", f"--immediate={60 * minutes}"]
+    options.append("--kill-on-bad-exit=1")  # the other ranks would wait for one that cannot meet them
     if partition:
         options.append(f"--partition={partition}")
     with _token(folder) as (file, token):
@@ -97,7 +98,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _read(output: str, error: str) -> list[Finding]:
     found = [Finding(**json.loads(line)) for line in output.splitlines() if line.startswith("{")]
-    if error or not found:
+    if not found or (error and all(finding.verdict != "bad" for finding in found)):
         found.append(Finding("ranks", "bad", _last_line(error), _NO_MEETING))
     return found
 

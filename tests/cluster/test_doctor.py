@@ -1,6 +1,7 @@
 """The doctor: a healthy machine is healthy, and every ailment is found with its cure."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from cluster.doctor import check_machine
 from cluster.doctor_ranks import RankFacts, judge
 from cluster.doctor_start import check_local_ranks, check_slurm_ranks
+from cluster.env import SLURM_PORTS
 from tests.services.slurm import running_slurm
 
 pytestmark = pytest.mark.xdist_group("slurm")  # One SLURM at a time.
@@ -73,6 +75,7 @@ def test_ranks_of_this_machine_meet(tmp_path: Path) -> None:
     assert {finding.verdict for finding in findings.values()} == {"good"}
     assert findings["ranks"].found == f"2 met on {socket.gethostname()} (2)"
     assert "GB/s sent by each of 2 ranks" in findings["all-to-all"].found
+    assert re.fullmatch(rf"{socket.gethostname()}:\d+ is free, and all 2 ranks reach it", findings["port"].found)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,6 +86,20 @@ def test_ranks_of_two_slurm_nodes_meet(slurm: Path, tmp_path: Path) -> None:
     assert {finding.verdict for finding in findings.values()} == {"good"}, findings
     assert "normal" in findings["SLURM"].found
     assert findings["ranks"].found.startswith("2 met")
+    port = re.search(r":(\d+) is free, and all 2 ranks reach it; each job takes its own of", findings["port"].found)
+    assert port is not None
+    assert int(port[1]) in SLURM_PORTS
+
+
+def test_a_port_that_is_taken_on_the_first_node_is_found_out(
+    slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("", 0)) as taken:
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        _, *found = check_slurm_ranks(tmp_path, nodes=2, partition="normal", minutes=2)
+    (finding,) = found
+    assert (finding.check, finding.verdict) == ("port", "bad")
+    assert finding.found == f"{socket.gethostname()}:{os.environ['MASTER_PORT']}: Address already in use"
 
 
 def test_what_slurm_refuses_is_told_in_its_words(slurm: Path, tmp_path: Path) -> None:
