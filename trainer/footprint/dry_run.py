@@ -1,7 +1,7 @@
 """`modsquad train --dry-run`: builds a whole run and takes its worst step, so that what would fail later fails now.
 
-In the worst step every token chooses the same experts, which lie together on as few ranks as possible. Nothing is
-written: the run folder stays as it is, and the learning rate is zero.
+In the worst step every token chooses the same experts, which lie together on as few ranks as possible; if any may be
+shadowed, as many others are. Nothing is written: the run folder stays as it is, and the learning rate is zero.
 """
 
 import os
@@ -28,7 +28,7 @@ from trainer.distributed.agreement import on_all, on_each
 from trainer.distributed.rank_process import load_on_all, run_to_the_end
 from trainer.engine import init_distributed
 from trainer.footprint.memory import available_bytes, peak_bytes
-from trainer.footprint.plan import GIB, memory_per_rank
+from trainer.footprint.plan import GIB, memory_per_rank, most_shadowed
 from trainer.recipes import load_recipe
 
 STEPS = 2  # the first one also prepares kernels and buffers
@@ -91,7 +91,8 @@ def dry_run(config: RunConfig, env: RankEnv) -> DryRun:
         )
     parts = assemble(config, env)
     try:
-        with all_tokens_to_the_same_experts(parts.model):
+        shadowed = most_shadowed(config, config.parallel.ep_size)
+        with all_tokens_to_the_same_experts(parts.model), last_experts_shadowed(parts.model, shadowed):
             seconds, pairs = _take_steps(config, env, parts)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -126,6 +127,21 @@ def all_tokens_to_the_same_experts(model: ModSquad) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def last_experts_shadowed(model: ModSquad, shadowed: int) -> Iterator[None]:
+    """Shadow the last experts of every layer, up to so many, but none of the first K."""
+    experts = [part.experts for part in model.modules() if isinstance(part, ExpertLayer)]
+    before = [part.layout for part in experts]
+    for part, layout in zip(experts, before, strict=True) if shadowed else ():
+        order = range(layout.num_experts)
+        part.layout = layout.placed(order, order[part.top_k :][-shadowed:], next(part.parameters()).device)
+    try:
+        yield
+    finally:
+        for part, layout in zip(experts, before, strict=True):
+            part.layout = layout
 
 
 def _take_steps(config: RunConfig, env: RankEnv, parts: Assembly) -> tuple[float, int]:

@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 
 from cluster.env import RankEnv
 from configs.errors import UserError
+from model.cost import count_expert_parameters
+from model.vit import expert_layers
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import NAMES, loop_config, make_shards
 from tests.trainer.worlds import world_of_one
-from trainer.assembly import assemble
+from trainer.assembly import Assembly, assemble
 from trainer.cli.main import app
 from trainer.engine import init_distributed
 from trainer.footprint.dry_run import DryRun, all_tokens_to_the_same_experts, dry_run
@@ -25,9 +27,35 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SIZES = ("train.images_per_step=8", "train.micro_batch=2")
+
+
 def dry_run_on(rank: int, world: int, folder: Path) -> DryRun:
-    config = loop_config(folder, f"parallel.ep_size={world}", "train.images_per_step=8", "train.micro_batch=2")
+    config = loop_config(folder, f"parallel.ep_size={world}", *SIZES)
     return dry_run(config, RankEnv(rank=rank, world=world, local_rank=rank))
+
+
+def bytes_of_dry_runs(rank: int, world: int, folder: Path) -> list[int]:
+    """What experts in order send, then task-affine ones of which none or one is shadowed."""
+    found = []
+    for overrides in (("in_order", 1), ("task_affine", 0), ("task_affine", 1)):
+        placement = (f"parallel.expert_placement={overrides[0]}", f"parallel.shadowed_experts={overrides[1]}")
+        config = loop_config(folder, f"parallel.ep_size={world}", *SIZES, *placement)
+        with mock.patch("trainer.footprint.dry_run.assemble", wraps=assemble) as built:
+            parts: list[Assembly] = []
+            built.side_effect = lambda *args, parts=parts: parts.append(assemble(*args)) or parts[0]
+            dry_run(config, RankEnv(rank=rank, world=world, local_rank=rank))
+        found.append(parts[0].traffic.sent_bytes)
+    return found
+
+
+def test_shadowed_experts_are_part_of_the_worst_step(shards: Path) -> None:
+    model = loop_config(shards).model
+    expert_bytes = 4 * sum(count_expert_parameters(model, layer.kind) for layer in expert_layers(model))
+    in_order, none, one = torch.tensor(run_ranks(bytes_of_dry_runs, 2, shards)).sum(0).tolist()
+    assert in_order == none
+    passes = 2 * 8 // 2 // 2  # two steps of 8 images, 2 per rank and pass
+    assert one - none == passes * 2 * expert_bytes, "to the other rank, and gradients back"
 
 
 def test_ranks_agree_on_what_the_worst_step_took(shards: Path) -> None:
