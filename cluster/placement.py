@@ -108,6 +108,18 @@ def place(
     )
 
 
+def expected_bytes(
+    layers: Mapping[str, LayerUse], placement: Placement, task_weights: Sequence[float], ranks: int
+) -> float:
+    """Return what all layers move, forward and backward, per token of the expert group; arguments as in `place`."""
+    weights = np.asarray(task_weights, np.float64)
+    home_TR = home_shares(placement.task_order, weights / weights.sum(), ranks)
+    return sum(
+        _LayerSearch(use, home_TR.sum(1), ranks, 0, np.inf).cost(_State.of(placement.layers[name], ranks), home_TR)
+        for name, use in layers.items()
+    )
+
+
 def home_shares(task_order: Sequence[int], weights: Floats, ranks: int) -> Floats:
     """Return (T, R): the part of all pairs that are of task t and live on rank r; columns sum to 1 / R.
 
@@ -133,10 +145,7 @@ def rank_loads(use: LayerUse, places: LayerPlaces, home_TR: Floats) -> Floats:
         home_TR: as from `home_shares`.
     """
     ranks = home_TR.shape[1]
-    search = _LayerSearch(use, home_TR.sum(1), ranks, len(places.shadowed), LOAD_LIMIT)
-    rank_E = np.empty(len(places.order), np.int64)
-    rank_E[list(places.order)] = np.arange(len(places.order)) // (len(places.order) // ranks)
-    return search.loads(_State(rank_E, np.isin(np.arange(len(rank_E)), places.shadowed)), home_TR)
+    return _LayerSearch(use, home_TR.sum(1), ranks, 0, LOAD_LIMIT).loads(_State.of(places, ranks), home_TR)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,13 @@ class _State:
 
     rank_E: Ints
     shadowed_E: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, places: LayerPlaces, ranks: int) -> "_State":
+        experts = np.arange(len(places.order))
+        rank_E = np.empty(len(experts), np.int64)
+        rank_E[list(places.order)] = experts // (len(experts) // ranks)
+        return cls(rank_E, np.isin(experts, places.shadowed))
 
     def places(self) -> LayerPlaces:
         return LayerPlaces(

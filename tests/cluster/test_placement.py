@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.placement import LOAD_LIMIT, Floats, LayerPlaces, LayerUse, home_shares, place, rank_loads
+from cluster.placement import LOAD_LIMIT, Floats, LayerPlaces, LayerUse, expected_bytes, home_shares, place, rank_loads
 
 
 def random_use(seed: int, tasks: int, experts: int, top_k: int) -> LayerUse:
@@ -19,7 +19,7 @@ def random_use(seed: int, tasks: int, experts: int, top_k: int) -> LayerUse:
     return LayerUse(shares_TE=shares, row_bytes=8.0, choice_bytes=float(seed % 2))
 
 
-def expected_bytes(uses: dict[str, LayerUse], placed: dict[str, LayerPlaces], home_TR: Floats) -> float:
+def bytes_by_definition(uses: dict[str, LayerUse], placed: dict[str, LayerPlaces], home_TR: Floats) -> float:
     """By the definition, for shares of 0 and 1: every task's token visits the ranks of its experts."""
     ranks, total = home_TR.shape[1], 0.0
     for name, use in uses.items():
@@ -45,6 +45,9 @@ def test_any_use_is_placed(seed: int, tasks: int, ranks: int, top_k: int, most_s
         assert len(found.layers[name].shadowed) <= most_shadowed
         assert set(found.layers[name].shadowed) <= set(range(experts))
     assert found == place(uses, weights.tolist(), ranks, most_shadowed=most_shadowed)
+    homes = home_shares(found.task_order, weights / weights.sum(), ranks)
+    expected = bytes_by_definition(uses, found.layers, homes)
+    assert expected_bytes(uses, found, weights.tolist(), ranks) == pytest.approx(expected, abs=1e-3)
 
 
 @given(st.permutations(range(5)), st.lists(st.floats(0.01, 1), min_size=5, max_size=5), st.integers(1, 8))
@@ -64,7 +67,9 @@ def test_separate_tasks_stay_at_home() -> None:
         group_of_expert = rng.permutation(np.repeat(range(4), 3))
         uses[layer] = LayerUse(shares_TE=(group_of_task[:, None] == group_of_expert).astype(float), row_bytes=1.0)
     found = place(uses, [1.0] * 8, 4)
-    assert expected_bytes(uses, found.layers, home_shares(found.task_order, np.full(8, 1 / 8), 4)) == pytest.approx(0)
+    assert bytes_by_definition(
+        uses, found.layers, home_shares(found.task_order, np.full(8, 1 / 8), 4)
+    ) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,7 +81,7 @@ def test_no_placement_of_a_small_case_is_better(seed: int) -> None:
         homes = home_shares(order, weights, 2)
         return sum(
             min(
-                expected_bytes({name: use}, {name: LayerPlaces(order=experts)}, homes)
+                bytes_by_definition({name: use}, {name: LayerPlaces(order=experts)}, homes)
                 for experts in itertools.permutations(range(4))
             )
             for name, use in uses.items()
@@ -84,7 +89,7 @@ def test_no_placement_of_a_small_case_is_better(seed: int) -> None:
 
     least = min(best(order) for order in itertools.permutations(range(4)))
     found = place(uses, weights.tolist(), 2, load_limit=2.0)
-    assert expected_bytes(uses, found.layers, home_shares(found.task_order, weights, 2)) == pytest.approx(least)
+    assert bytes_by_definition(uses, found.layers, home_shares(found.task_order, weights, 2)) == pytest.approx(least)
 
 
 def test_load_stays_within_the_limit_where_experts_allow_it() -> None:
@@ -107,7 +112,7 @@ def test_an_expert_too_busy_for_any_rank_is_shadowed() -> None:
     places, homes = found.layers["a"], home_shares(found.task_order, np.full(4, 0.25), 4)
     assert places.shadowed == (0,)
     assert rank_loads(use, places, homes) == pytest.approx([1.0] * 4)
-    assert expected_bytes({"a": use}, found.layers, homes) == pytest.approx(0.1), "the other experts lie at home"
+    assert bytes_by_definition({"a": use}, found.layers, homes) == pytest.approx(0.1), "the other experts lie at home"
     alone = place({"a": use}, [1.0] * 4, 4).layers["a"]
     assert rank_loads(use, alone, homes).max() >= 2.0
 

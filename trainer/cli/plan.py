@@ -1,6 +1,7 @@
 """`modsquad plan`: which layouts of a run fit on a cluster, and what they move."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from configs.schema import RunConfig
     from trainer.footprint.plan import Cluster, PlannedLayout
 
 
@@ -21,6 +23,13 @@ def plan(
     gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of a GPU.")] = 80.0,
     bandwidth: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU sends within its node.")] = 300.0,
     network: Annotated[float, typer.Option(min=0.01, help="GB/s that a GPU sends to other nodes.")] = 25.0,
+    routing: Annotated[
+        Path | None,
+        typer.Option(
+            help="Run folder: also show the bytes of task-affine placement for how its tasks used experts.",
+            show_default=False,
+        ),
+    ] = None,
     tflops: Annotated[float, typer.Option(min=0.01, help="Peak TFLOP/s of a GPU in the run's precision.")] = 400.0,
 ) -> None:
     """Show memory per GPU and bytes per step of every layout, and recommend one; starts nothing."""
@@ -37,6 +46,7 @@ def plan(
         flops=tflops * 1e12,
     )
     layouts = plan_layouts(run, cluster)
+    affine = _affine_megabytes(run, cluster, layouts, routing) if routing else {}
     console = Console()
     console.print(_layout_table(layouts, cluster))
     best = recommend(layouts)
@@ -45,14 +55,40 @@ def plan(
     lines = [
         f"replicated experts (ep_size 1): {replicated.traffic.experts / 1e6:,.1f} MB per GPU and step to reduce them",
         *(
-            f"ep_size {layout.ep_size}: {layout.traffic.all_to_all / 1e6:,.1f} MB of all-to-all, "
-            f"{layout.traffic.experts / 1e6:,.1f} MB to reduce experts"
+            f"ep_size {layout.ep_size}: {layout.traffic.all_to_all / 1e6:,.1f} MB of all-to-all"
+            f"{affine.get(layout.ep_size, '')}, {layout.traffic.experts / 1e6:,.1f} MB to reduce experts"
             for layout in sharded
         ),
         f"recommended: parallel.ep_size={best.ep_size} parallel.zero_stage={best.zero_stage} "
         f"train.micro_batch={best.micro_batch}",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _affine_megabytes(
+    run: "RunConfig", cluster: "Cluster", layouts: "Sequence[PlannedLayout]", routing: Path
+) -> dict[int, str]:
+    """Return for each ep_size what task-affine placement would move.
+
+    Raises:
+        UserError: no routing in the folder, or that of other tasks or layers.
+    """
+    from configs.errors import UserError
+    from model.vit import expert_layers
+    from trainer.distributed.affine_placement import expected_exchange
+    from trainer.run_files import read_latest_ledger
+
+    if (found := read_latest_ledger(routing)) is None:
+        raise UserError(f"{routing} has no routing ledger: evaluate the run first (modsquad evaluate {routing})")
+    ledger = found[1]
+    tasks = tuple(spec.name for spec in run.task_specs)
+    if list(ledger.layers) != expert_layers(run.model) or tuple(ledger.tasks) != tasks:
+        raise UserError(f"the tasks or expert layers of {routing} are not those of the planned run")
+    images = run.train.images_per_step // cluster.world
+    return {
+        ep_size: f" ({expected_exchange(run, ledger, ep_size, images) / 1e6:,.1f} MB task-affine)"
+        for ep_size in {layout.ep_size for layout in layouts} - {1}
+    }
 
 
 def _layout_table(layouts: "Sequence[PlannedLayout]", cluster: "Cluster") -> Table:

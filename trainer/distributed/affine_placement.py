@@ -4,12 +4,12 @@ A function of ledger and layout alone, so that a run that resumes from a checkpo
 chosen there. Statistics, checkpoints, squads and reports count experts by their own numbers and know nothing of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from cluster.placement import LayerPlaces, LayerUse, place
+from cluster.placement import LayerPlaces, LayerUse, expected_bytes, place
 from configs.schema import ModelConfig, RunConfig
 from data_pipeline.planning.dealing import TaskHomes
 from model.cost import count_expert_parameters
@@ -58,15 +58,47 @@ def choose_placement(config: RunConfig, ledger: RoutingLedger, micro_batch: int)
     ranks = config.parallel.ep_size
     if config.parallel.expert_placement == "in_order" or ranks == 1 or not ledger.layers:
         return None
-    tokens_T = ledger.tokens[ledger.layers[-1].name].double()
-    if not tokens_T.sum():
+    weights = _task_weights(ledger)
+    if not sum(weights):
         return None
-    pairs = micro_batch * ranks * pairs_per_image(config)
-    tokens = pairs * (config.data.image_size // config.model.patch_size) ** 2
-    item_bytes = _PARAMETER_BYTES[config.train.dtype]
-    uses = {layer.name: layer_use(config.model, layer, ledger, item_bytes, ranks, tokens) for layer in ledger.layers}
-    found = place(uses, tokens_T.tolist(), ranks, most_shadowed=config.parallel.shadowed_experts)
+    uses = _uses(config, ledger, ranks, micro_batch)
+    found = place(uses, weights, ranks, most_shadowed=config.parallel.shadowed_experts)
     return AffinePlacement(homes=TaskHomes(ranks, found.task_order), layers=found.layers)
+
+
+def expected_exchange(config: RunConfig, ledger: RoutingLedger, ranks: int, images: int) -> float:
+    """Return the bytes that a rank's tokens would cause in a step of one forward pass, were experts placed by `ledger`.
+
+    Args:
+        config: of the run.
+        ledger: how tasks use the experts of its model.
+        ranks: of an expert group.
+        images: per rank and step.
+    """
+    uses, weights = _uses(config, ledger, ranks, images), _task_weights(ledger)
+    found = place(uses, weights, ranks, most_shadowed=config.parallel.shadowed_experts)
+    return expected_bytes(uses, found, weights, ranks) * images * _tokens_per_image(config)
+
+
+def _uses(config: RunConfig, ledger: RoutingLedger, ranks: int, micro_batch: int) -> dict[str, LayerUse]:
+    item_bytes = _PARAMETER_BYTES[config.train.dtype]
+    tokens = micro_batch * ranks * _tokens_per_image(config)
+    uses = {layer.name: layer_use(config.model, layer, ledger, item_bytes, ranks, tokens) for layer in ledger.layers}
+    for layer in ledger.layers:
+        if not layer.sees_task:  # a row per image, which the ledger counts for each of its tasks
+            use, pairs = uses[layer.name], pairs_per_image(config)
+            uses[layer.name] = replace(use, row_bytes=use.row_bytes / pairs, choice_bytes=use.choice_bytes / pairs)
+    return uses
+
+
+def _tokens_per_image(config: RunConfig) -> int:
+    """Tokens of all pairs of an image."""
+    return pairs_per_image(config) * (config.data.image_size // config.model.patch_size) ** 2
+
+
+def _task_weights(ledger: RoutingLedger) -> list[float]:
+    weights: list[float] = ledger.tokens[ledger.layers[-1].name].double().tolist()
+    return weights
 
 
 def layer_use(

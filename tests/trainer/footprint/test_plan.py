@@ -1,9 +1,13 @@
 """The planner: memory beside what engines really hold, bytes beside what an exchange sends, and what it recommends."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -15,6 +19,7 @@ from model.dispatch import ExpertGroup
 from model.exchange_plan import exchange_bytes, plan_exchange
 from model.expert_layout import ExpertLayout
 from model.mod_squad import ModSquad
+from model.routing_stats import RoutingLedger
 from model.vit import expert_layers
 from tests.ranks import run_ranks
 from trainer.cli.main import app
@@ -138,3 +143,43 @@ def test_the_command_prints_layouts_and_a_recommendation() -> None:
     uneven = CliRunner().invoke(app, ["plan", "quickstart", "--gpus-per-node", "3"])
     assert isinstance(uneven.exception, UserError)
     assert "not divisible by the world of 3" in str(uneven.exception)
+
+
+FOUR_TASKS = ("depth_zbuffer", "edge_texture", "normal", "reshading")
+
+
+def write_routing(folder: Path) -> Path:
+    """A run's ledger: each of four tasks has two experts of its own in every layer."""
+    layers = expert_layers(config().model)
+    ledger = RoutingLedger(layers, FOUR_TASKS)
+    for layer in layers:
+        ledger.tokens[layer.name] += 100
+        for task in range(4):
+            ledger.counts[layer.name][task, 2 * task : 2 * task + 2] = 100
+    (folder / "routing").mkdir()
+    (folder / "routing" / "step_00000001.json").write_text(json.dumps(ledger.to_json()))
+    return folder
+
+
+def test_the_command_shows_task_affine_bytes_of_a_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"model": {"preset": "tiny", "placement": "every"}, "tasks": list(FOUR_TASKS)}))
+    routing = ["--routing", str(write_routing(tmp_path))]
+    done = CliRunner().invoke(app, ["plan", str(recipe), "--gpus-per-node", "8", *routing])
+    assert done.exit_code == 0, done.output
+    moved = {
+        int(ranks): (float(even), float(affine))
+        for ranks, even, affine in re.findall(
+            r"ep_size (\d): ([\d.]+) MB of all-to-all \(([\d.]+) MB task", done.output
+        )
+    }
+    assert moved.keys() == {2, 4, 8}
+    assert moved[2][1] == moved[4][1] == 0, "every task has a rank with both of its experts"
+    assert 0 < moved[8][1] < moved[8][0]
+
+    other = CliRunner().invoke(app, ["plan", str(recipe), "model.depth=2", *routing])
+    assert isinstance(other.exception, UserError)
+    assert "are not those of the planned run" in str(other.exception)
+    nothing = CliRunner().invoke(app, ["plan", str(recipe), "--routing", str(tmp_path / "routing")])
+    assert isinstance(nothing.exception, UserError)
+    assert "has no routing ledger: evaluate the run first" in str(nothing.exception)
