@@ -133,7 +133,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _add_definitions(values: dict[str, Any], definitions_of_shards: DefinitionsOfShards) -> str:
-    """Add the definitions of the shards where tasks are named that are not known yet; return why that failed."""
+    """Add the definitions of the shards where tasks are named that are not known yet; return what does not help."""
     defined = values.get(DEFINITIONS_KEY) or {}
     if not isinstance(defined, dict) or _named_tasks(values) <= {*TASKS, *defined}:
         return ""
@@ -144,7 +144,7 @@ def _add_definitions(values: dict[str, Any], definitions_of_shards: DefinitionsO
     except UserError as error:
         return f", nor do the training shards define it: {error}"
     values[DEFINITIONS_KEY] = {**{name: definition.model_dump() for name, definition in found.items()}, **defined}
-    return ""
+    return "" if _named_tasks(values) <= {*TASKS, *defined, *found} else ", nor do the training shards define it"
 
 
 def _named_tasks(values: Mapping[str, Any]) -> set[str]:

@@ -11,8 +11,10 @@ config.yaml of a run and in the files of models. There is no registry: each of t
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from keyword import iskeyword
 from typing import Annotated, Any
 
 from pydantic import (
@@ -35,10 +37,11 @@ MOST_TASKS = 64
 """Rows of a table: the labels that a sample has are bits of one number (`data_pipeline.planning.labels`)."""
 RESERVED_MEMBERS = frozenset({"rgb", "mask_valid", "meta"})
 """Members of a sample in shards that are no labels."""
-# Heads are modules named by their task; these are attributes that such a container has already.
+# Heads are modules and outputs of graphs named by their task: neither can be called as the input of graphs, nor as an
+# attribute that a container of modules has already.
 RESERVED_WORDS = frozenset({
-    "add_module", "apply", "bfloat16", "buffers", "call_super_init", "children", "clear", "compile", "cpu", "cuda",
-    "double", "dump_patches", "eval", "extra_repr", "float", "forward", "get_buffer", "get_extra_state",
+    "images", "add_module", "apply", "bfloat16", "buffers", "call_super_init", "children", "clear", "compile", "cpu",
+    "cuda", "double", "dump_patches", "eval", "extra_repr", "float", "forward", "get_buffer", "get_extra_state",
     "get_parameter", "get_submodule", "half", "ipu", "items", "keys", "load_state_dict", "modules", "mtia",
     "named_buffers", "named_children", "named_modules", "named_parameters", "parameters", "pop",
     "register_backward_hook", "register_buffer", "register_forward_hook", "register_forward_pre_hook",
@@ -127,7 +130,7 @@ def _check_all(definitions: dict[str, TaskDefinition]) -> dict[str, TaskDefiniti
     for name in definitions:
         if name in TASKS or name in GROUPS:
             raise ValueError(f"'{name}' is in the task table already: choose another name")
-        if name in RESERVED_MEMBERS | RESERVED_WORDS:
+        if name in RESERVED_MEMBERS | RESERVED_WORDS or iskeyword(name):
             raise ValueError(f"'{name}' means something else in shards or models: choose another name")
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!a} cannot name a member of shards: use a letter and up to 47 of a-z, 0-9 and '_'")
@@ -220,13 +223,14 @@ def _check_classes(names: tuple[str, ...] | None) -> None:
         return
     if len(names) < 2:
         raise ValueError(f"class_names holds {len(names)}: a task of classes needs two or more")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"class name '{name}' is there {count} times")
     for name in names:
         if not name or name != name.strip() or not name.isprintable():
             raise ValueError(f"class name {name!a} is empty, or holds spaces at its ends or control characters")
         if name == "void" or (name.isascii() and name.isdecimal()):
             raise ValueError(f"class name '{name}' would be read as a class's number, or as unknown: spell it out")
-        if names.count(name) > 1:
-            raise ValueError(f"class name '{name}' is there twice")
 
 
 def _check_numbers(definition: TaskDefinition, row: TaskSpec) -> None:

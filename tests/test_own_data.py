@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.task_definitions import TaskDefinition
 from configs.tasks import TASKS
 from data_pipeline.index import ShardIndex
 from data_pipeline.sources.folder_spec import FolderSpec, SplitRule
@@ -64,14 +65,15 @@ def test_labels_are_what_the_page_says(folder: Path) -> None:
     )
     towards_camera = train.label(number, TASKS["normal"])[..., 2][train.mask_valid(number)]
     assert (towards_camera < 128).mean() > 0.9, "z is stored away from the camera"
-    scene = table.label(table.keys.index("photos/barn/00"), TASKS["class_scene"])
-    assert scene.argmax() == 1
+    kind = table.label(table.keys.index("photos/barn/00"), table.known["kind"])
+    assert kind.tolist() == [0.0, 1.0]
     assert table.suffix(0, "depth_zbuffer") == "plz"
 
 
 def test_it_was_trained(folder: Path) -> None:
-    lines = (folder / "runs" / "house" / "metrics.jsonl").read_text().splitlines()
-    assert any("loss" in json.loads(line) for line in lines)
+    for run, task in (("house", "semseg"), ("kinds", "kind")):
+        lines = (folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        assert any(json.loads(line).get("task_loss", {}).get(task) for line in lines)
 
 
 def test_the_page_names_every_key_and_task() -> None:
@@ -79,3 +81,4 @@ def test_the_page_names_every_key_and_task() -> None:
     tasks = {task for task in TASKS if not task.startswith(("edge_", "keypoints"))}
     assert tasks <= named
     assert (set(FolderSpec.model_fields) | set(SplitRule.model_fields)) <= named
+    assert set(TaskDefinition.model_fields) <= named

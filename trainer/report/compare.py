@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from typing import Any, Literal
 from configs.errors import UserError
 from configs.load import differing_keys
 from configs.schema import RunConfig
+from configs.tasks import TaskSpec
 from model.cost import count_active_parameters, count_image_macs, count_parameters
 from model.routing_stats import RoutingLedger
 from trainer.report.page import UNKNOWN, number, percent, quantity
@@ -121,6 +122,8 @@ def remarks(runs: Sequence[ComparedRun]) -> list[str]:
         for run in runs
         if (own := sorted(_tasks(run) - shared))
     ]
+    if other := sorted(task for task in shared if len({_meaning(run, task) for run in runs}) > 1):
+        found.append(f"not all runs mean the same by these tasks, so their figures do not compare: {', '.join(other)}")
     judged = {(run.evaluation.images, run.config.data.val) for run in runs if run.evaluation}
     if len(judged) > 1:
         found.append("the runs were evaluated on different images, or on shards of different names: compare with care")
@@ -268,6 +271,11 @@ def _change(value: float, first: float) -> str:
 
 def _tasks(run: ComparedRun) -> set[str]:
     return {spec.name for spec in run.config.task_specs}
+
+
+def _meaning(run: ComparedRun, task: str) -> TaskSpec:
+    """What a task's figures are about, however it is trained and whatever else is measured."""
+    return replace(run.config.task_table[task], loss="l1", metrics=())
 
 
 def _parameters(run: ComparedRun) -> float:

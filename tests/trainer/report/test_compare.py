@@ -73,6 +73,19 @@ def test_the_best_is_marked_and_changes_are_to_the_first(first: Path, second: Pa
     assert found["mean gain over the first"][1] == ComparedValue(text="2 tasks", change="+20.00 %", verdict="better")
 
 
+def test_tasks_that_mean_something_else_are_named(tmp_path: Path) -> None:
+    runs = []
+    for number, (classes, loss) in enumerate(((("a", "b"), "l1"), (("a", "b"), "l2"), (("b", "a"), "l1"))):
+        definitions = {
+            "lanes": {"like": "semseg", "class_names": classes},
+            "far": {"like": "depth_zbuffer", "codes_per_metre": 64, "loss": loss},
+        }
+        settings = {"define_tasks": definitions, "tasks": ["lanes", "far"]}
+        runs.append(write_run(tmp_path / str(number), settings=settings))
+    assert not any("do not compare" in remark for remark in remarks(read_runs(runs[:2])))
+    assert any(remark.endswith("so their figures do not compare: lanes") for remark in remarks(read_runs(runs)))
+
+
 def test_more_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     accuracies = {
         name: {**score("accuracy", value, 0.1, True), "higher_is_better": True}
