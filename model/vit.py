@@ -283,10 +283,10 @@ class VisionTransformer(nn.Module):
     def _noise_streams(
         self, turns: Tensor | None, pair_image: Tensor, pair_task: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return (B, 3) of images and (P, 3) of pairs: the turn, then 0 or 1 + task; None where no noise is drawn."""
+        """Return (B, 3) of images and (P, 3) of pairs: the turn, then 0 or the task; None where no noise is drawn."""
         if turns is None or not (self.config.router_noise and self.training):
             return None, None
-        return F.pad(turns, (0, 1)), torch.cat([turns[pair_image], 1 + pair_task[:, None]], dim=1)
+        return F.pad(turns, (0, 1)), torch.cat([turns[pair_image], pair_task[:, None]], dim=1)
 
     def _adds_task_embedding(self, index: int) -> bool:
         if self.config.task_embedding == "first":

@@ -59,7 +59,7 @@ def test_numbers_are_standard_normal_and_independent() -> None:
     assert abs(noise.var() - 1) < 3 * 2**0.5 * deviation
     assert noise.abs().max() > 4  # of 262,144 numbers, 17 are expected beyond
     others = {
-        "expert": noise.roll(1, 2),
+        **{f"{apart} experts on": noise.roll(apart, 2) for apart in (1, 2, 3, 4)},
         "token": noise.roll(1, 1),
         "sample": noise.roll(1, 0),
         "epoch": standard_normal(SEED, streams(*range(64), epoch=1), tokens=64, width=64).double(),
