@@ -24,7 +24,15 @@ from trainer.loop import Trainer
 from trainer.run_files import read_latest_ledger
 
 STEPS = 9
-RUN = (f"train.steps={STEPS}", "optim.eps=1e-3", "optim.lr=0.003", "checkpoint.every_steps=3", "checkpoint.keep_last=3")
+RUN = (
+    f"train.steps={STEPS}",
+    "optim.eps=1e-3",
+    "optim.lr=0.003",
+    "checkpoint.every_steps=3",
+    "checkpoint.keep_last=3",
+    "model.router_noise=true",  # the shared block runs an image on both ranks, and must draw the same for it
+    "model.shared_blocks=1",
+)
 AFFINE = ("parallel.ep_size=2", "parallel.expert_placement=task_affine")
 
 
