@@ -96,8 +96,10 @@ def close_distributed() -> None:
     if dist.is_initialized():
         # DeepSpeed knows nothing yet of ranks that have met and agreed to end before anything was built.
         (deepspeed.comm if deepspeed.comm.is_initialized() else dist).destroy_process_group()
+    # Connections and threads end with the last reference to their group, and engines refer to themselves. Ranks that
+    # wait for this one notice that, before the store is gone that they then ask.
+    gc.collect()
     leave_meeting()
-    gc.collect()  # the threads end with the last reference to their group, and engines refer to themselves
 
 
 def open_monitor(settings: Mapping[str, Any]) -> Callable[[list[Event]], None]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -18,6 +19,7 @@ from cluster.local import LOST_STATUS
 from tests.trainer.loop_run import make_shards
 from tests.trainer.noted_training import keys_of_steps
 from tests.trainer.rank_processes import ends, lines_of, start_ranks, wait_for_step
+from trainer.distributed.meeting import named
 
 pytestmark = pytest.mark.faults
 
@@ -63,33 +65,60 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").glob("step_*"))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_rank_is_killed_within_a_step_the_other_says_so_in_one_line(
-    victim: int, folder: Path, started: list[subprocess.Popen[str]]
+@pytest.mark.parametrize(("ranks", "victims"), [(2, [0]), (2, [1]), (4, [0, 2])])
+def test_when_ranks_are_killed_within_a_step_one_of_the_others_names_them(
+    ranks: int, victims: list[int], folder: Path, started: list[subprocess.Popen[str]]
 ) -> None:
-    started += start_ranks(folder, 2, *ENDLESS)  # with a timeout of a minute
+    started += start_ranks(folder, ranks, *ENDLESS)  # with a timeout of a minute
     wait_for_step(folder / "run", 4, started)
-    started[victim].kill()
-    (status, said) = ends([started[1 - victim]], seconds=20)[0]
-    assert status == LOST_STATUS
-    lost = "rank 1 of 2" if victim else "the place where the ranks met (rank 0,"
-    (line,) = spoken([said])
-    assert line.startswith(f"error: rank {1 - victim} lost {lost}")
+    for victim in victims:
+        started[victim].kill()
+    results = ends([process for rank, process in enumerate(started) if rank not in victims], seconds=40)
+    assert [status for status, _ in results] == [LOST_STATUS] * (ranks - len(victims))
+    (line,) = spoken([said for _, said in results])
+    assert re.match(rf"error: rank \d lost {named(victims)} of {ranks} \(", line)
     assert line.endswith("the same command goes on from the last checkpoint")
 
 
-def test_a_slow_rank_is_waited_for_and_one_that_hangs_is_not(
+def test_without_both_ranks_that_hold_a_store_the_others_end_too(
     folder: Path, started: list[subprocess.Popen[str]]
 ) -> None:
+    started += start_ranks(folder, 4, *ENDLESS)
+    wait_for_step(folder / "run", 4, started)
+    started[0].kill()
+    started[3].kill()
+    results = ends(started[1:3], seconds=40)
+    assert [status for status, _ in results] == [LOST_STATUS] * 2
+    for line in spoken([said for _, said in results]):
+        assert "lost the places where the ranks met (rank 0 or torchrun's agent, and rank 3)" in line
+
+
+def test_a_slow_rank_is_waited_for_and_changes_no_number(folder: Path, started: list[subprocess.Popen[str]]) -> None:
+    runs = [folder / "undisturbed", folder / "slowed"]
+    for run in runs:
+        run.mkdir()
+        for split in ("train", "val"):
+            (run / split).symlink_to(folder / split)
+        with mock.patch.dict(os.environ, STOP_AFTER="40"):
+            started += start_ranks(run, 2, *ENDLESS, QUICK)
+    slow = started[2:]
+    wait_for_step(runs[1] / "run", 3, slow)
+    slow[1].send_signal(signal.SIGSTOP)
+    time.sleep(TIMEOUT_SECONDS / 2)
+    slow[1].send_signal(signal.SIGCONT)
+    assert [status for status, _ in ends(started)] == [143] * 4
+
+    undisturbed, slowed = (lines_of(run / "run") for run in runs)
+    assert [line["step"] for line in slowed] == list(range(1, 41))
+    assert max(after["time"] - before["time"] for before, after in pairwise(slowed)) > TIMEOUT_SECONDS / 2 - 1
+    times = {"time", "step_seconds", "data_wait_seconds"}
+    for line, other in zip(slowed, undisturbed, strict=True):
+        assert {key: line[key] for key in line.keys() - times} == {key: other[key] for key in other.keys() - times}
+
+
+def test_a_rank_that_hangs_is_not_waited_for(folder: Path, started: list[subprocess.Popen[str]]) -> None:
     started += start_ranks(folder, 2, *ENDLESS, QUICK)
     wait_for_step(folder / "run", 3, started)
-    started[1].send_signal(signal.SIGSTOP)
-    time.sleep(TIMEOUT_SECONDS / 2)
-    started[1].send_signal(signal.SIGCONT)
-    wait_for_step(folder / "run", lines_of(folder / "run")[-1]["step"] + 3, started)
-    times = [line["time"] for line in lines_of(folder / "run")]
-    assert max(after - before for before, after in pairwise(times)) > TIMEOUT_SECONDS / 2 - 1, "it was slow"
-
     started[1].send_signal(signal.SIGSTOP)
     stopped = time.monotonic()
     (status, said) = ends([started[0]], seconds=60)[0]

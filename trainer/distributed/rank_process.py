@@ -96,11 +96,11 @@ def _say_once(text: str) -> None:
 
 def _say_who_is_lost(env: RankEnv, reason: str) -> None:
     meeting = current_meeting()
-    silent = meeting.silent_ranks() if meeting else None
-    if silent is None:
-        who = "the place where the ranks met (rank 0, or torchrun's agent)"
+    missing = meeting.missing_ranks() if meeting else None
+    if missing is None:
+        who = f"the places where the ranks met (rank 0 or torchrun's agent, and rank {env.world - 1})"
     else:
-        who = f"{named(silent)} of {env.world}" if silent else "the connection between the ranks"
+        who = f"{named(missing)} of {env.world}" if missing else "the connection between the ranks"
     _say_once(
         f"error: rank {env.rank} lost {who} ({reason}): look at what was written there last; the same command goes on "
         "from the last checkpoint"

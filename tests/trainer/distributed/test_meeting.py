@@ -1,6 +1,9 @@
 """The place where ranks meet: who is missing, who speaks, who is lost; nobody waits for a store that is gone."""
 
+import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
@@ -47,23 +50,68 @@ def test_those_that_do_not_come_are_named() -> None:
     assert "ranks 2, 3 of 4 did not come" in str(messages[0])
 
 
-def test_ranks_that_do_not_notice_a_loss_are_the_lost_ones() -> None:
+def test_ranks_that_do_not_answer_are_the_lost_ones() -> None:
+    ranks = meetings(4, 4)
+    at_once([rank.wait_for_all for rank in ranks])
+    ranks[1].leave()  # from now on nobody answers for it
+    assert at_once([rank.missing_ranks for rank in (ranks[0], ranks[2])]) == [[1], [1]], (
+        "rank 3 has not noticed, but answers"
+    )
+    assert ranks[2].first_to("speak")
+    assert not ranks[0].first_to("speak")
+    assert ranks[3].missing_ranks() == [1], "it notices later"
+    assert not ranks[3].first_to("speak")
+    at_once([rank.leave for rank in (ranks[0], ranks[2], ranks[3])])
+
+
+def test_where_all_answer_those_that_do_not_notice_hang() -> None:
     ranks = meetings(3, 3)
-    assert at_once([rank.silent_ranks for rank in (ranks[0], ranks[2])]) == [[1], [1]]
-    started = time.monotonic()
-    at_once([rank.leave for rank in (ranks[0], ranks[2])])
-    assert time.monotonic() - started < 10, "nobody waits for the lost one"
+    at_once([rank.wait_for_all for rank in ranks])
+    assert at_once([rank.missing_ranks for rank in (ranks[0], ranks[2])]) == [[1], [1]]
+    at_once([rank.leave for rank in ranks])
 
 
-def test_a_store_that_is_gone_or_stopped_is_asked_once() -> None:
-    ranks = meetings(2, 2)
-    ranks[1].store = mock.Mock(**{"add.side_effect": lambda *_: time.sleep(2)})
-    with mock.patch("trainer.distributed.meeting._ANSWER_SECONDS", 0.2):
-        assert ranks[1].silent_ranks() is None
-        assert ranks[1].first_to("speak")
-        ranks[1].leave()
-    assert ranks[1].store.add.call_count == 1
-    at_once([ranks[0].leave])
+HOST = """
+import sys, time
+from cluster.env import RankEnv
+from trainer.distributed.meeting import Meeting
+host = Meeting(RankEnv(rank=0, world=4, master_port=int(sys.argv[1])), 60.0)
+host.wait_for_all()
+print("met", flush=True)
+time.sleep(60)
+"""
+
+
+@mock.patch("trainer.distributed.meeting._LINGER_AFTER_LOSS_SECONDS", 60.0)
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_the_first_store_the_second_tells_who_is_lost_and_who_has_spoken(end: signal.Signals) -> None:
+    port = free_port()
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        ranks = [Meeting(RankEnv(rank=rank, world=4, local_rank=rank, master_port=port), 60.0) for rank in (1, 2, 3)]
+        at_once([rank.wait_for_all for rank in ranks])
+        assert host.stdout is not None
+        assert host.stdout.readline() == "met\n"
+        assert ranks[0].first_to("say something before")
+        host.send_signal(end)
+        with mock.patch("trainer.distributed.meeting._ANSWER_SECONDS", 0.5):
+            assert at_once([rank.missing_ranks for rank in ranks]) == [[0]] * 3
+            assert sum(at_once([lambda rank=rank: rank.first_to("speak") for rank in ranks])) == 1  # type: ignore[arg-type]
+            assert not ranks[1].first_to("say something before")
+            started = time.monotonic()
+            at_once([rank.leave for rank in ranks])
+            assert time.monotonic() - started < 30, "nobody waits for the lost one"
+    finally:
+        host.kill()
+        host.wait()
+
+
+def test_without_any_store_all_speak() -> None:
+    with mock.patch("trainer.distributed.meeting._answer", return_value=None):
+        ranks = meetings(2, 2)
+        assert [rank.missing_ranks() for rank in ranks] == [None, None]
+        assert all(rank.first_to("speak") for rank in ranks)
+        at_once([rank.leave for rank in ranks])
 
 
 def test_a_place_that_cannot_be_reached_is_named() -> None:
