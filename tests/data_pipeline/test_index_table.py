@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.task_definitions import defined_in
+from configs.task_definitions import TaskDefinition, defined_in
 from configs.tasks import TASKS as ROWS
 from data_pipeline import index_cache, index_file
 from data_pipeline.index_cache import TABLE_FILE, MappedTable, open_table
@@ -71,6 +71,21 @@ def test_an_index_keeps_the_definitions_of_its_tasks_and_numbers_their_labels(tm
     assert set(index.known) - set(ROWS) == {"lanes"}, "what has no label needs no definition"
     assert index.available(["lanes", "semseg"]).tolist() == [[False, False], [True, False], [True, False]]
     np.testing.assert_array_equal(index.label(2, index.known["lanes"]), ids[2])
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=2, unique=True))
+@example([',"shards":[', "]}", '\\"'])
+def test_any_names_of_classes_leave_the_index_readable(names: list[str]) -> None:
+    names = [f"c{name}" for name in names]
+    definitions = {name: TaskDefinition(like="semseg", class_names=names) for name in ("lanes", "shards")}
+    head = IndexHead(side=8, tasks=("lanes", "shards"), define_tasks=definitions)
+    entry = ShardEntry(
+        file="0.tar", file_bytes=9, sha256="0" * 64, side=8, keys=("k",),
+        members={"lanes.png": Members(offset=(1,), size=(2,))},
+    )  # fmt: skip
+    found, entries = parse_index(io.StringIO("".join(format_index(head, [entry.model_dump_json()]))))
+    assert found == head
+    assert list(entries) == [entry]
 
 
 @settings(deadline=None)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.task_definitions import defined_in
 from configs.tasks import HIGHER_IS_BETTER, TASKS, MetricKind, TaskSpec
 from data_pipeline.index import ShardIndex
 from data_pipeline.sample import Sample
@@ -14,8 +15,9 @@ from trainer.evaluation.constant import constant_predictor
 from trainer.evaluation.metrics import make_metric
 
 SIDE = 8
-NAMES = ("depth_euclidean", "normal", "principal_curvature", "class_scene", "semseg", "saliency", "edges")
-SPECS = tuple(TASKS[name] for name in NAMES)
+KNOWN = defined_in({"define_tasks": {"far_depth": {"like": "depth_euclidean", "codes_per_metre": 64}}}, "own.yaml")
+NAMES = ("depth_euclidean", "far_depth", "normal", "principal_curvature", "class_scene", "semseg", "saliency", "edges")
+SPECS = tuple(KNOWN[name] for name in NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def samples() -> list[Sample]:
         rgb = rng.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
         mask = rng.choice([0, 255], (SIDE, SIDE)).astype(np.uint8)
         labels["depth_euclidean"][mask == 0] = 60000  # what nobody knows must not move the constant
+        labels["far_depth"] = labels["depth_euclidean"]
         made.append(Sample(key=f"sample-{number}", rgb=rgb, labels=labels, mask_valid=mask))
     return made
 
@@ -44,10 +47,10 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="module")
 def index(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     folder = tmp_path_factory.mktemp("shards")
-    with ShardWriter(folder / "000.tar") as writer:
+    with ShardWriter(folder / "000.tar", known=KNOWN) as writer:
         for sample in samples:
             writer.write(sample)
-    write_index(folder, [writer.entry])
+    write_index(folder, [writer.entry], KNOWN)
     return ShardIndex.load(folder)
 
 
