@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from configs.augmentation import AugmentConfig
 from configs.section import NonNegative, Positive, Section
-from configs.task_definitions import Definitions, task_table
+from configs.task_definitions import Definitions, derive_tasks
 from configs.tasks import TaskSpec, TaskTable, resolve_tasks, unknown_task
 from configs.watching import TelemetryConfig, TrackersConfig
 from configs.zero_stage import ZeroStage
@@ -340,7 +340,7 @@ class RunConfig(Section):
     @property
     def task_table(self) -> TaskTable:
         """All tasks that the configuration knows."""
-        return task_table(self.define_tasks)
+        return derive_tasks(self.define_tasks)
 
     @property
     def task_specs(self) -> tuple[TaskSpec, ...]:

@@ -7,7 +7,7 @@
 A definition keeps all of its row that it does not override, and what it may override follows from the row's target.
 Definitions travel with the data and the models: in recipes, in descriptions of folders, in the index of shards, in
 config.yaml of a run and in the files of models. There is no registry: each of them gives a table of its own
-(`task_table`).
+(`derive_tasks`).
 """
 
 import re
@@ -136,7 +136,7 @@ def _check_all(definitions: dict[str, TaskDefinition]) -> dict[str, TaskDefiniti
             raise ValueError(f"{name!a} cannot name a member of shards: use a letter and up to 47 of a-z, 0-9 and '_'")
     if len(TASKS) + len(definitions) > MOST_TASKS:
         raise ValueError(f"{len(definitions)} definitions: there may be {MOST_TASKS - len(TASKS)}")
-    return definitions_of(task_table(definitions).values())
+    return definitions_of(derive_tasks(definitions).values())
 
 
 Definitions = Annotated[dict[str, TaskDefinition], AfterValidator(_check_all)]
@@ -147,7 +147,7 @@ class _Defining(Section):
     define_tasks: Definitions
 
 
-def task_table(definitions: Mapping[str, TaskDefinition]) -> TaskTable:
+def derive_tasks(definitions: Mapping[str, TaskDefinition]) -> TaskTable:
     """Return the rows of the task table and those that are defined, in this order."""
     return {**TASKS, **{name: _derive(name, definition) for name, definition in definitions.items()}}
 
@@ -163,7 +163,7 @@ def defined_in(values: Mapping[str, Any], where: str) -> TaskTable:
         UserError: a definition is wrong; one line, naming file and key.
     """
     try:
-        return task_table(_Defining.model_validate({DEFINITIONS_KEY: values.get(DEFINITIONS_KEY) or {}}).define_tasks)
+        return derive_tasks(_Defining.model_validate({DEFINITIONS_KEY: values.get(DEFINITIONS_KEY) or {}}).define_tasks)
     except ValidationError as error:
         raise UserError(explain(error, _Defining, where)) from None
 

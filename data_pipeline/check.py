@@ -49,7 +49,7 @@ class CheckReport:
         size: side of the stored images in pixels.
         file_bytes: size of all shards.
         fingerprint: identifies the bytes of all shards.
-        tasks: one report per task that has labels, in the order of `ShardIndex.known`.
+        tasks: one report per task that has labels, in the order of `ShardIndex.task_table`.
         facts: what the packing noted about the source as a whole.
         problems: what the packing left out.
     """
@@ -91,7 +91,7 @@ def check_shards(place: Path | str) -> CheckReport:
     index = ShardIndex.load(place)
     index.verify()
     job, problems = index.storage.find(JOB_FILE), index.storage.find(PROBLEMS_FILE)
-    specs = [spec for name, spec in index.known.items() if name in index.tasks]
+    specs = [spec for name, spec in index.task_table.items() if name in index.tasks]
     return CheckReport(
         place=index.storage.place,
         shards=index.shard_count,

@@ -55,7 +55,7 @@ class ShardIndex:
         self.file_bytes = sum(shard.file_bytes for shard in self.shards)
         checksums = json.dumps([(shard.name, shard.sha256) for shard in self.shards])
         self.fingerprint = hashlib.sha256(checksums.encode()).hexdigest()[:16]
-        self.tasks = tuple(sorted(table.fields & table.known.keys()))
+        self.tasks = tuple(sorted(table.fields & table.task_table.keys()))
         self._table = table
         self._open = OpenShards(storage, self.shards)
 
@@ -93,9 +93,9 @@ class ShardIndex:
         return len(self._table)
 
     @property
-    def known(self) -> TaskTable:
+    def task_table(self) -> TaskTable:
         """The task table and what these shards define beside it."""
-        return self._table.known
+        return self._table.task_table
 
     @property
     def keys(self) -> Sequence[str]:
@@ -114,7 +114,7 @@ class ShardIndex:
             UserError: the shards define one otherwise, or hold labels of one that their index does not define.
         """
         for spec in specs:
-            ours = self.known.get(spec.name)
+            ours = self.task_table.get(spec.name)
             if ours is None and spec.name in self._table.fields:
                 raise UserError(
                     f"{self.storage.where(INDEX_FILE)} does not say what '{spec.name}' is, which it has members of: "

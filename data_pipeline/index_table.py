@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TypedDict, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.task_definitions import TaskDefinition, task_table
+from configs.task_definitions import TaskDefinition, derive_tasks
 from configs.tasks import TaskTable
 from data_pipeline.index_file import IndexHead
 from data_pipeline.planning.labels import Codes, LabelTable, code_dtype
@@ -74,14 +74,14 @@ def write_table(file: BinaryIO, source: Sequence[int], head: IndexHead, entries:
         entries: its shards.
     """
     layouts: dict[tuple[str, ...], int] = {}
-    known = task_table(head.define_tasks)
+    task_table = derive_tasks(head.define_tasks)
     tasks: dict[str, int] = {}
     shards: list[tuple[str, int, str, int, int, int]] = []
     label_sets: list[Codes] = []
     for entry in entries:
         layout = layouts.setdefault(tuple(entry.members), len(layouts))
         shards.append((entry.file, entry.file_bytes, entry.sha256, len(entry.keys), layout, file.tell()))
-        label_sets.append(_label_sets(entry, known, tasks))
+        label_sets.append(_label_sets(entry, task_table, tasks))
         _write_block(file, entry)
     counts = [shard[3] for shard in shards]
     arrays: list[int] = []
@@ -105,12 +105,12 @@ def write_table(file: BinaryIO, source: Sequence[int], head: IndexHead, entries:
     file.write(_FOOTER.pack(place, len(text), hashlib.sha256(text).digest()))
 
 
-def _label_sets(entry: ShardEntry, known: TaskTable, tasks: dict[str, int]) -> Codes:
+def _label_sets(entry: ShardEntry, task_table: TaskTable, tasks: dict[str, int]) -> Codes:
     """Return (n,) the labels of each sample as bits, numbered by `tasks`, which grows with the tasks that occur."""
-    sets = np.zeros(len(entry.keys), code_dtype(len(known)))
+    sets = np.zeros(len(entry.keys), code_dtype(len(task_table)))
     for name, members in entry.members.items():
         field = name.rpartition(".")[0]
-        if field in known:
+        if field in task_table:
             bit = sets.dtype.type(1 << tasks.setdefault(field, len(tasks)))
             sets[np.array(members.offset) >= 0] |= bit
     return sets
@@ -141,7 +141,7 @@ class IndexTable:
         side: height and width of every stored image, in pixels.
         shards: the shards' files.
         fields: member names without their formats.
-        known: the tasks that fields may be labels of.
+        task_table: the tasks that fields may be labels of.
         keys: the N samples' keys.
         shard_of: (N,) int32, each sample's shard.
     """
@@ -161,13 +161,13 @@ class IndexTable:
         layouts = [_Layout(names) for names in directory["layouts"]]
         self._blocks = [_Block(shard[5], shard[3], layouts[shard[4]]) for shard in directory["shards"]]
         self.fields = frozenset(field for layout in layouts for field in layout.fields)
-        self.known = task_table(
+        self.task_table = derive_tasks(
             {name: TaskDefinition.model_validate(values) for name, values in directory["define_tasks"].items()}
         )
         self._bits = {task: bit for bit, task in enumerate(directory["tasks"])}
         self.keys = Keys(self)
         self.shard_of: NDArray[np.int32] = np.frombuffer(data, "<i4", len(self), directory["shard_of"])
-        stored = code_dtype(len(self.known)).newbyteorder("<")
+        stored = code_dtype(len(self.task_table)).newbyteorder("<")
         self._label_sets = np.frombuffer(data, stored, len(self), directory["label_sets"])
 
     def __len__(self) -> int:

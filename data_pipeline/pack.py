@@ -62,7 +62,7 @@ def pack(
     samples_per_shard: int = 256,
     label_codec: LabelCodec = "png",
     image_codec: ImageCodec = PNG,
-    known: TaskTable = TASKS,
+    task_table: TaskTable = TASKS,
     facts: Sequence[str] = (),
     strict: bool = False,
     on_progress: Callable[[int], None] | None = None,
@@ -78,7 +78,7 @@ def pack(
         samples_per_shard: upper bound; the samples are spread evenly over the fewest shards.
         label_codec: how dense labels and masks are stored.
         image_codec: how images are stored.
-        known: the tasks that its labels may be of; the index defines those that are none of the task table.
+        task_table: the tasks that its labels may be of; the index defines those that are none of the task table.
         facts: lines about the source as a whole, which `data_pipeline.check` shows again.
         strict: raise at the first problem instead of listing it.
         on_progress: called after every sample with the number of samples done so far, those of finished shards
@@ -97,7 +97,7 @@ def pack(
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give another one") from None
     with _space_explained(out), _locked(out):
-        job = _Job(source, out, samples_per_shard, label_codec, image_codec, known, tuple(facts), strict)
+        job = _Job(source, out, samples_per_shard, label_codec, image_codec, task_table, tuple(facts), strict)
         _claim_folder(job)
         if not (out / INDEX_FILE).is_file():
             _write_missing_shards(job, workers, on_progress)
@@ -123,7 +123,7 @@ class _Job:
         samples_per_shard: upper bound.
         label_codec: how dense labels and masks are stored.
         image_codec: how images are stored.
-        known: the tasks that labels may be of.
+        task_table: the tasks that labels may be of.
         facts: lines about the source.
         strict: raise at the first problem.
     """
@@ -133,7 +133,7 @@ class _Job:
     samples_per_shard: int
     label_codec: LabelCodec
     image_codec: ImageCodec
-    known: TaskTable
+    task_table: TaskTable
     facts: tuple[str, ...]
     strict: bool
 
@@ -194,7 +194,7 @@ class _Job:
     def _write_shard(self, path: Path, samples: Iterable[Sample], problems: list[Problem]) -> ShardEntry | None:
         """Write the samples; None, and no file, if nothing can be written."""
         try:
-            with ShardWriter(path, self.label_codec, self.image_codec, self.known) as writer:
+            with ShardWriter(path, self.label_codec, self.image_codec, self.task_table) as writer:
                 if not sum([self._write_sample(writer, sample, problems) for sample in samples]):
                     raise _NothingWrittenError
         except _NothingWrittenError:
@@ -206,7 +206,7 @@ class _Job:
         try:
             writer.write(sample)
         except UserError:
-            good, bad = _sift_labels(sample, self.known)
+            good, bad = _sift_labels(sample, self.task_table)
             self._list(problems, bad)
             try:
                 writer.write(good)
@@ -229,12 +229,12 @@ class _NothingWrittenError(Exception):
     """No sample of a shard can be used."""
 
 
-def _sift_labels(sample: Sample, known: TaskTable) -> tuple[Sample, list[Problem]]:
+def _sift_labels(sample: Sample, task_table: TaskTable) -> tuple[Sample, list[Problem]]:
     """Return the sample without the labels that do not fit their task or the image, and why they do not."""
     good, bad = {}, []
     for name, label in sample.labels.items():
         try:
-            spec = get_task(name, known)
+            spec = get_task(name, task_table)
             encode_label(spec, label)
             if spec.dense and label.shape[:2] != sample.rgb.shape[:2]:
                 raise UserError(f"the label is {label.shape[:2]} pixels, the image {sample.rgb.shape[:2]}")
@@ -298,7 +298,7 @@ def _finish(job: _Job) -> None:
     if not usable:
         raise UserError(f"{job.source.name} has no usable sample: {problems[0]}")
     write_text_atomically(job.out / PROBLEMS_FILE, format_problems(problems))
-    write_index(job.out, (note.entry for note in _notes(job) if note.entry is not None), job.known)
+    write_index(job.out, (note.entry for note in _notes(job) if note.entry is not None), job.task_table)
 
 
 def _notes(job: _Job) -> Iterator[_Note]:

@@ -39,7 +39,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, path: Path, label_codec: LabelCodec = "png", image_codec: ImageCodec = PNG, known: TaskTable = TASKS
+        self, path: Path, label_codec: LabelCodec = "png", image_codec: ImageCodec = PNG, task_table: TaskTable = TASKS
     ) -> None:
         """Prepare to write.
 
@@ -47,12 +47,12 @@ class ShardWriter:
             path: the shard; its folder must exist.
             label_codec: how dense labels and masks are stored.
             image_codec: how images are stored.
-            known: the tasks that samples may have labels of.
+            task_table: the tasks that samples may have labels of.
         """
         self.path = path
         self._label_codec = label_codec
         self._image_codec = image_codec
-        self._known = known
+        self._task_table = task_table
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._entry: ShardEntry | None = None
         self._side = 0
@@ -105,7 +105,7 @@ class ShardWriter:
         try:
             encoded = {IMAGE_FIELD: self._image_codec.encode(sample.rgb)}
             encoded |= {
-                task: encode_label(get_task(task, self._known), label, self._label_codec)
+                task: encode_label(get_task(task, self._task_table), label, self._label_codec)
                 for task, label in sample.labels.items()
             }
             if sample.mask_valid is not None:
@@ -120,7 +120,7 @@ class ShardWriter:
     def _check_sizes(self, sample: Sample) -> None:
         side = self._side or sample.rgb.shape[0]
         pictures: dict[str, AnyArray] = {IMAGE_FIELD: sample.rgb}
-        pictures |= {task: label for task, label in sample.labels.items() if self._known[task].dense}
+        pictures |= {task: label for task, label in sample.labels.items() if self._task_table[task].dense}
         if sample.mask_valid is not None:
             pictures[MASK_FIELD] = sample.mask_valid
         for field, array in pictures.items():
@@ -132,13 +132,13 @@ class ShardWriter:
                 )
 
 
-def write_index(folder: Path, entries: Iterable[ShardEntry], known: TaskTable = TASKS) -> None:
+def write_index(folder: Path, entries: Iterable[ShardEntry], task_table: TaskTable = TASKS) -> None:
     """Write index.json for the shards of `folder`, atomically.
 
     Args:
         folder: of the shards.
         entries: their parts of the index, in any order.
-        known: the tasks that members may be labels of; those that occur are defined in the index.
+        task_table: the tasks that members may be labels of; those that occur are defined in the index.
 
     Raises:
         UserError: no shard, shards of different image sizes, or a key that two samples share.
@@ -162,19 +162,19 @@ def write_index(folder: Path, entries: Iterable[ShardEntry], known: TaskTable = 
         lines.append((shard.file, shard.model_dump_json()))
     if first is None:
         raise UserError(f"{folder} holds no tar shards: nothing to index")
-    tasks = tuple(sorted(fields & known.keys()))
-    definitions = definitions_of(known[task] for task in tasks)
+    tasks = tuple(sorted(fields & task_table.keys()))
+    definitions = definitions_of(task_table[task] for task in tasks)
     head = IndexHead(side=first.side, tasks=tasks, define_tasks=definitions)
     with atomic_path(folder / INDEX_FILE) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(format_index(head, (line for _, line in sorted(lines))))
 
 
-def build_index(folder: Path, known: TaskTable = TASKS) -> None:
+def build_index(folder: Path, task_table: TaskTable = TASKS) -> None:
     """Index every `*.tar` of a folder that was written elsewhere, and write its index.json.
 
     Args:
         folder: of the shards.
-        known: as in `write_index`.
+        task_table: as in `write_index`.
 
     Raises:
         UserError: no shard, one that cannot be read or that `scan_shard` or `write_index` refuses, or a folder of
@@ -183,6 +183,6 @@ def build_index(folder: Path, known: TaskTable = TASKS) -> None:
     if (folder / JOB_FILE).is_file():
         raise UserError(f"{folder} was filled by a packing, which writes {INDEX_FILE} itself: run the packing again")
     try:
-        write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))), known)
+        write_index(folder, map(scan_shard, sorted(folder.glob("*.tar"))), task_table)
     except OSError as error:
         raise UserError(f"shard {error.filename} cannot be read: {error.strerror}") from None

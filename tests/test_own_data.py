@@ -65,7 +65,7 @@ def test_labels_are_what_the_page_says(folder: Path) -> None:
     )
     towards_camera = train.label(number, TASKS["normal"])[..., 2][train.mask_valid(number)]
     assert (towards_camera < 128).mean() > 0.9, "z is stored away from the camera"
-    kind = table.label(table.keys.index("photos/barn/00"), table.known["kind"])
+    kind = table.label(table.keys.index("photos/barn/00"), table.task_table["kind"])
     assert kind.tolist() == [0.0, 1.0]
     assert table.suffix(0, "depth_zbuffer") == "plz"
 

@@ -22,4 +22,4 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _definitions_of_shards(data: DataConfig) -> Mapping[str, TaskDefinition]:
-    return definitions_of(ShardIndex.load(data.train, data).known.values())
+    return definitions_of(ShardIndex.load(data.train, data).task_table.values())

@@ -36,7 +36,7 @@ class FolderSource:
 
     Attributes:
         name: identifies the content: description, names, fields and files, size and part.
-        known: the task table and what the description defines beside it.
+        task_table: the task table and what the description defines beside it.
         facts: a line on the split, if there is one.
     """
 
@@ -55,7 +55,7 @@ class FolderSource:
         if size < 1:
             raise UserError(f"size {size}: give the side of the samples in pixels, 1 or more")
         self._spec = load_spec(description)
-        self.known = self._spec.known
+        self.task_table = self._spec.task_table
         self._size = size
         folder = description.parent
         table = None if self._spec.table is None else folder / self._spec.table
@@ -116,7 +116,7 @@ class FolderSource:
         for task, label in self._spec.labels.items():
             if isinstance(label, FileLabel) and task in row.files:
                 try:
-                    found = label.convert(self.known[task], read_array(row.files[task], label.key))
+                    found = label.convert(self.task_table[task], read_array(row.files[task], label.key))
                     check_aspect(found.codes, rgb)
                     converted[task] = found
                 except UserError as error:
@@ -127,7 +127,7 @@ class FolderSource:
         self, row: Row, rgb: NDArray[np.uint8], converted: dict[str, Converted], problems: list[Problem]
     ) -> Bools | None:
         """(H, W) at some file's size; None if nothing says where the geometry is known."""
-        known = [found.known for task, found in converted.items() if self.known[task].target == "log_depth"]
+        known = [found.known for task, found in converted.items() if self.task_table[task].target == "log_depth"]
         mask = known[0] if known else None
         if self._spec.mask_valid is not None and MASK in row.files:
             try:
@@ -138,14 +138,14 @@ class FolderSource:
                 problems.append(Problem(row.key, MASK, str(error), printable(row.files[MASK].path)))
         for task, found in converted.items():
             # Where an encoding has no code for unknown, the mask alone can tell.
-            if found.known is not None and self.known[task].encoding.invalid is None and not found.known.all():
+            if found.known is not None and self.task_table[task].encoding.invalid is None and not found.known.all():
                 mask = found.known if mask is None else found.known & nearest_at(mask, found.known.shape)
         return mask
 
     def _label(
         self, task: str, row: Row, converted: dict[str, Converted], mask: Bools | None, problems: list[Problem]
     ) -> AnyArray | None:
-        spec, label = self.known[task], self._spec.labels[task]
+        spec, label = self.task_table[task], self._spec.labels[task]
         if isinstance(label, VectorLabel):
             return self._vector(task, label, row, problems)
         if task not in converted:
@@ -164,11 +164,11 @@ class FolderSource:
         path = ""
         try:
             if label.path is None:
-                return label.from_fields(self.known[task], row.fields)
+                return label.from_fields(self.task_table[task], row.fields)
             if task not in row.files:
                 return None
             path = printable(row.files[task].path)
-            return label.from_array(self.known[task], read_array(row.files[task], label.key))
+            return label.from_array(self.task_table[task], read_array(row.files[task], label.key))
         except UserError as error:
             problems.append(Problem(row.key, task, str(error), path))
             return None

@@ -13,7 +13,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 
 from configs.errors import UserError
 from configs.section import Section
-from configs.task_definitions import Definitions, defined_in, task_table
+from configs.task_definitions import Definitions, defined_in, derive_tasks
 from configs.tasks import TargetKind, TaskTable, get_task
 from configs.yaml_files import explain, read_mapping
 from data_pipeline.sources.folder_labels import (
@@ -121,9 +121,9 @@ class FolderSpec(Section):
         return self
 
     @property
-    def known(self) -> TaskTable:
+    def task_table(self) -> TaskTable:
         """All tasks that the description knows."""
-        return task_table(self.define_tasks)
+        return derive_tasks(self.define_tasks)
 
     def patterns(self) -> dict[str, str]:
         """Return the pattern of the images, of each label in files, and of the mask, by key."""
@@ -147,8 +147,8 @@ def load_spec(path: Path) -> FolderSpec:
         raise UserError(f"{path}: rgb: a pattern that begins with a brace needs quotes")
     labels = values.get("labels")
     if isinstance(labels, dict):
-        known = defined_in(values, str(path))
-        values["labels"] = {task: _label(path, known, task, given) for task, given in labels.items()}
+        task_table = defined_in(values, str(path))
+        values["labels"] = {task: _label(path, task_table, task, given) for task, given in labels.items()}
     if MASK in values:
         values[MASK] = _written_out(values[MASK])
     try:
@@ -164,10 +164,10 @@ def unknown_field(name: str, known: list[str]) -> str:
     return f"there is no field '{name}'{hint} Known: {', '.join(known) or 'none'}"
 
 
-def _label(path: Path, known: TaskTable, task: Any, given: Any) -> FileLabel | VectorLabel:
+def _label(path: Path, task_table: TaskTable, task: Any, given: Any) -> FileLabel | VectorLabel:
     where = f"{path}: labels.{task}"
     try:
-        spec = get_task(str(task), known)
+        spec = get_task(str(task), task_table)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     if not isinstance(given, str | dict):

@@ -21,7 +21,7 @@ from configs.task_definitions import (
     contradiction,
     defined_in,
     definitions_of,
-    task_table,
+    derive_tasks,
 )
 from configs.tasks import TASKS, TaskSpec
 from data_pipeline.planning.labels import code_dtype
@@ -175,10 +175,10 @@ _DEFINITIONS = st.one_of(
 @given(_DEFINITIONS)
 def test_a_definition_comes_back_from_its_row_json_and_yaml(values: dict[str, Any]) -> None:
     definition = TaskDefinition.model_validate(values)
-    spec = task_table({"mine": definition})["mine"]
+    spec = derive_tasks({"mine": definition})["mine"]
     again = definitions_of([TASKS["normal"], spec])
     assert set(again) == {"mine"}
-    assert task_table(again)["mine"] == spec
+    assert derive_tasks(again)["mine"] == spec
     stored = json.loads(json.dumps(definition.model_dump(mode="json")))
     assert stored.keys() == values.keys()
     assert TaskDefinition.model_validate(stored) == definition
@@ -189,7 +189,7 @@ def test_a_definition_comes_back_from_its_row_json_and_yaml(values: dict[str, An
 
 @given(_DEFINITIONS)
 def test_a_defined_task_has_a_row_as_consistent_as_those_of_the_table(values: dict[str, Any]) -> None:
-    spec = task_table({"mine": TaskDefinition.model_validate(values)})["mine"]
+    spec = derive_tasks({"mine": TaskDefinition.model_validate(values)})["mine"]
     row = TASKS[values["like"]]
     assert (spec.dense, spec.target, spec.picture, spec.oriented) == (row.dense, row.target, row.picture, row.oriented)
     assert not spec.class_names or len(spec.class_names) == spec.channels
@@ -270,7 +270,5 @@ def test_shards_are_asked_only_for_tasks_that_the_recipe_leaves_open(tmp_path: P
     def nothing(data: Any) -> dict[str, TaskDefinition]:
         raise UserError("there are no shards")
 
-    with pytest.raises(
-        UserError, match=r"unknown task 'wetness'.*, nor do the training shards .*: there are no"
-    ):
+    with pytest.raises(UserError, match=r"unknown task 'wetness'.*, nor do the training shards .*: there are no"):
         load_config(recipe, ["tasks=[wetness]"], nothing)

@@ -60,7 +60,7 @@ def table_of(entries: Sequence[ShardEntry]) -> IndexTable:
 def test_an_index_keeps_the_definitions_of_its_tasks_and_numbers_their_labels(tmp_path: Path, any_size: None) -> None:
     known = defined_in({"define_tasks": {"lanes": {"like": "semseg"}, "absent": {"like": "edges"}}}, "own.yaml")
     ids = [np.full((8, 8), number, np.uint8) for number in range(3)]
-    with ShardWriter(tmp_path / "0.tar", known=known) as writer:
+    with ShardWriter(tmp_path / "0.tar", task_table=known) as writer:
         for number, label in enumerate(ids):
             writer.write(
                 Sample(key=f"k{number}", rgb=np.zeros((8, 8, 3), np.uint8), labels={"lanes": label} if number else {})
@@ -68,9 +68,9 @@ def test_an_index_keeps_the_definitions_of_its_tasks_and_numbers_their_labels(tm
     write_index(tmp_path, [writer.entry], known)
     index = pickle.loads(pickle.dumps(ShardIndex.load(tmp_path)))
     assert index.tasks == ("lanes",)
-    assert set(index.known) - set(ROWS) == {"lanes"}, "what has no label needs no definition"
+    assert set(index.task_table) - set(ROWS) == {"lanes"}, "what has no label needs no definition"
     assert index.available(["lanes", "semseg"]).tolist() == [[False, False], [True, False], [True, False]]
-    np.testing.assert_array_equal(index.label(2, index.known["lanes"]), ids[2])
+    np.testing.assert_array_equal(index.label(2, index.task_table["lanes"]), ids[2])
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=2, unique=True))

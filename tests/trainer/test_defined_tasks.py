@@ -117,7 +117,7 @@ def test_shards_say_what_was_packed(road: Path) -> None:
     assert index.tasks == ("far_depth", "lanes", "weather")
     head = json.loads((road / "shards" / "train" / "index.json").read_text())
     assert head["define_tasks"]["weather"] == {"like": "class_scene", "class_names": [*SKIES]}
-    lanes, weather, depth = (index.known[name] for name in ("lanes", "weather", "far_depth"))
+    lanes, weather, depth = (index.task_table[name] for name in ("lanes", "weather", "far_depth"))
     assert set(np.unique(index.label(0, lanes))) == {0, 1, 2}
     assert [index.label(number, weather).argmax() for number in range(4)] == [0, 1, 2, 0]
     assert index.label(0, depth)[0, 0] == 64

@@ -175,7 +175,7 @@ def folder(
     pack_with_progress(
         source,
         out,
-        known=source.known,
+        task_table=source.task_table,
         workers=workers,
         samples_per_shard=samples_per_shard,
         label_codec=label_codec,
@@ -230,10 +230,10 @@ def show(
     from trainer.recipes import load_recipe
 
     index = ShardIndex.load(shards)
-    names = _split(tasks) if tasks else [name for name in index.known if name in index.tasks]
+    names = _split(tasks) if tasks else [name for name in index.task_table if name in index.tasks]
     config = load_recipe(augment) if augment else None
     drawn = Augment(config.seed, config.data.augment) if config else None
-    contact_sheet(index, resolve_tasks(names, index.known), count, png, drawn)
+    contact_sheet(index, resolve_tasks(names, index.task_table), count, png, drawn)
     _say(Console(), f"wrote {png}")
 
 
@@ -245,7 +245,7 @@ def pack_with_progress(
     samples_per_shard: int,
     label_codec: Literal["png", "zstd"] = "png",
     image_codec: ImageCodec | None = None,
-    known: TaskTable | None = None,
+    task_table: TaskTable | None = None,
     facts: Sequence[str] = (),
     strict: bool = False,
 ) -> PackReport:
@@ -270,7 +270,7 @@ def pack_with_progress(
             samples_per_shard=samples_per_shard,
             label_codec=label_codec,
             image_codec=image_codec or PNG,
-            known=TASKS if known is None else known,
+            task_table=TASKS if task_table is None else task_table,
             facts=facts,
             strict=strict,
             on_progress=lambda done: progress.update(bar, completed=done),

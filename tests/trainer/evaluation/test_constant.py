@@ -47,7 +47,7 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="module")
 def index(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     folder = tmp_path_factory.mktemp("shards")
-    with ShardWriter(folder / "000.tar", known=KNOWN) as writer:
+    with ShardWriter(folder / "000.tar", task_table=KNOWN) as writer:
         for sample in samples:
             writer.write(sample)
     write_index(folder, [writer.entry], KNOWN)
