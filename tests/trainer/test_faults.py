@@ -136,6 +136,33 @@ def test_a_rank_that_does_not_start_is_named_once(folder: Path, started: list[su
     assert "rank 2 of 3 did not come" in line
 
 
+def test_torchrun_starts_ranks_again_which_go_on(folder: Path, started: list[subprocess.Popen[str]]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--max-restarts=1"]
+    command += [f"--master_port={free_port()}", "-m", "tests.trainer.noted_training", str(folder), *ENDLESS]
+    launcher = subprocess.Popen(
+        [*command, "train.steps=12"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    started.append(launcher)
+    wait_for_step(folder / "run", 4, started)
+    os.kill(child_with(launcher.pid, b"RANK=1"), signal.SIGKILL)
+    ((status, said),) = ends(started)
+    assert status == 0, said
+    assert [line["step"] for line in lines_of(folder / "run")] == list(range(1, 13))
+    assert len({file.name.split("_")[1] for file in (folder / "run").glob("keys_*")}) == 2, "two starts"
+
+
+def child_with(parent: int, variable: bytes) -> int:
+    """Return the child of a process whose environment holds a variable."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if variable in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"no child with {variable!r}")
+
+
 def train_command(folder: Path, *overrides: str) -> list[str]:
     return ["-m", "trainer.cli", "train", "quickstart", f"run_dir={folder}/run", *overrides]
 

@@ -16,7 +16,11 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports
+from torch.distributed import (  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from cluster.env import RankEnv
 from configs.errors import UserError
@@ -49,7 +53,7 @@ class Meeting:
         self._timeout_seconds, self._deadline = timeout_seconds, time.monotonic() + timeout_seconds
         is_host = env.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         try:
-            self.store = _open(env.master_addr, env.master_port, timeout_seconds, is_host=is_host)
+            first = _open(env.master_addr, env.master_port, timeout_seconds, is_host=is_host)
         except RuntimeError as error:
             if is_host:
                 raise UserError(
@@ -59,8 +63,12 @@ class Meeting:
                 f"rank {env.rank} of {env.world} found nobody at {self._place} within {timeout_seconds:g} s: check "
                 f"that rank 0 was started and that this address is reachable ({_first_line(error)})"
             ) from error
-        self._answering = [self.store]  # the stores that are not known to be gone; the first of them is asked
-        self._held = [self.store] if is_host else []
+        # The agent's store outlives the ranks that it starts again.
+        self.store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", first)
+        self._answering: list[Store] = [
+            self.store
+        ]  # the stores that are not known to be gone; the first of them is asked
+        self._held: list[Store] = [self.store] if is_host else []
         self._left, self._listeners = threading.Event(), list[threading.Thread]()
 
     def wait_for_all(self) -> None:
@@ -94,7 +102,7 @@ class Meeting:
     def first_to(self, what: str) -> bool:
         """Whether no other rank has said so before; also True where no store answers."""
 
-        def claim(store: TCPStore) -> int:
+        def claim(store: Store) -> int:
             count: int = store.add(f"first/{what}", 1)
             return count
 
@@ -160,7 +168,7 @@ class Meeting:
                 if second.check([token]):  # not that of another run, at a loopback address of another machine
                     self._answering.append(second)
 
-    def _listen(self, store: TCPStore) -> None:
+    def _listen(self, store: Store) -> None:
         """Answer when the roll is called."""
         with suppress(RuntimeError):  # the store is gone
             while not self._left.wait(_LISTEN_SECONDS):
@@ -168,7 +176,7 @@ class Meeting:
                     store.set(f"here/{self._env.rank}", "")
                     return
 
-    def _call_the_roll(self, store: TCPStore) -> bool:
+    def _call_the_roll(self, store: Store) -> bool:
         for key in (f"lost/{self._env.rank}", f"here/{self._env.rank}", "roll"):
             store.set(key, "")
         return True
@@ -178,7 +186,7 @@ class Meeting:
         ranks = range(self._env.world)
         return self._ask(lambda store: [rank for rank in ranks if not store.check([f"{note}/{rank}"])])
 
-    def _ask(self, question: Callable[[TCPStore], Answer]) -> Answer | None:
+    def _ask(self, question: Callable[[Store], Answer]) -> Answer | None:
         """Return the answer of the first store that gives one, or None; those that give none are not asked again."""
         while self._answering:
             if (answer := _answer(self._answering[0], question)) is not None:
@@ -206,7 +214,7 @@ def _own_address(env: RankEnv) -> str:
         return str(probe.getsockname()[0])
 
 
-def _answer(store: TCPStore, question: Callable[[TCPStore], Answer]) -> Answer | None:
+def _answer(store: Store, question: Callable[[Store], Answer]) -> Answer | None:
     """Return a store's answer, or None where it does not come in time."""
     answers: list[Answer] = []
 
