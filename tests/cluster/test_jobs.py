@@ -16,7 +16,7 @@ from cluster.launch import JobRecord
 from tests.services.slurm import running_slurm
 from tests.services.waiting import wait_until
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("slurm")]  # One SLURM at a time.
+pytestmark = pytest.mark.faults
 
 WAITS = "[ $SLURM_RESTART_COUNT ] || exec sleep 300"  # until it is started again
 EXPECTED = {

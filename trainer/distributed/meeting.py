@@ -65,9 +65,7 @@ class Meeting:
             ) from error
         # The agent's store outlives the ranks that it starts again.
         self.store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", first)
-        self._answering: list[Store] = [
-            self.store
-        ]  # the stores that are not known to be gone; the first of them is asked
+        self._answering: list[Store] = [self.store]  # those not known to be gone; the first of them is asked
         self._held: list[Store] = [self.store] if is_host else []
         self._left, self._listeners = threading.Event(), list[threading.Thread]()
 
