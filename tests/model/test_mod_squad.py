@@ -37,7 +37,7 @@ def whole_loss(output: ModelOutput) -> Tensor:
 def test_any_pairs_give_every_prediction_and_every_gradient(variant: str, batch: str) -> None:
     count, (pair_image, pair_task) = BATCHES[batch]
     built = model(**VARIANTS[variant])
-    output = built(images(count), pair_image, pair_task)
+    output = built(images(count), pair_image, pair_task, torch.zeros(count, 2, dtype=torch.int64))
     assert list(output.predictions) == NAMES
     for task, spec in enumerate(TASKS):
         p = int((pair_task == task).sum())
