@@ -20,9 +20,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 LAYOUTS = [(4, 4, 1), (2, 2, 2), (1, 1, 0), (4, 4, 2)]  # ranks, ep_size, ZeRO stage; ten steps each
 STEPS = 10 * len(LAYOUTS)
 # All that a checkpoint must hold shows: matching statistics fill in for tasks that a step does not see, the learning
-# rate falls, lines of the log span several steps, an epoch ends within, tasks are drawn and images cropped at random.
+# rate falls, lines of the log span several steps, an epoch ends within, tasks are drawn, images cropped and routers
+# disturbed at random.
 OPTIONS = (
     "train.images_per_step=4",
+    "model.router_noise=true",
     "data.tasks_per_image=2",
     "matching.weight=0.05",
     "matching.ema_decay=0.9",
