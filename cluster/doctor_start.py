@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.doctor import Finding
-from cluster.env import RankEnv, free_port
+from cluster.env import RankEnv, free_port, import_variables
 from configs.atomic import cannot_write
 
 _LOCAL_SECONDS = 180.0
@@ -90,10 +90,7 @@ def _start(command: Sequence[str], variables: Mapping[str, str]) -> subprocess.P
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Ranks import this program from where it is now, wherever they are started."""
-    home = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **variables}
+    return {**os.environ, **import_variables(), **variables}
 
 
 def _read(output: str, error: str) -> list[Finding]:

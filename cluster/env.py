@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from configs.errors import UserError
 
@@ -80,6 +81,16 @@ def choose_gpu(local_rank: int, visible: int) -> int:
     if visible > 1 and local_rank >= visible:
         raise UserError(f"local rank {local_rank} has no GPU, for {visible} are visible: start at most {visible} ranks")
     return local_rank if visible > 1 else 0
+
+
+def import_variables() -> dict[str, str]:
+    """Return the environment variables by which a process imports this program from where this one has it.
+
+    Without them `python -m` takes packages of the same names from the folder that it is started in, if there are any.
+    """
+    home = str(Path(__file__).parents[1])
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def free_port() -> int:

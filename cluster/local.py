@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from cluster.cpu import usable_cores
-from cluster.env import RankEnv, free_port
+from cluster.env import RankEnv, free_port, import_variables
 from configs.errors import UserError
 
 PARENT_VARIABLE = "MODSQUAD_LAUNCHER_PID"
@@ -114,6 +114,7 @@ def _start(
     environment = {
         "OMP_NUM_THREADS": str(max(1, usable_cores() // ranks)),
         **os.environ,
+        **import_variables(),
         **variables,
         **env.variables(),
         PARENT_VARIABLE: str(os.getpid()),

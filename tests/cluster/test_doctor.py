@@ -70,13 +70,16 @@ def test_a_host_name_that_does_not_resolve_is_found_out(tmp_path: Path, monkeypa
     assert "GLOO_SOCKET_IFNAME" in findings["host name"].advice
 
 
-def test_ranks_of_this_machine_meet(tmp_path: Path) -> None:
-    findings = {finding.check: finding for finding in check_local_ranks(tmp_path, 2)}
+def test_ranks_of_this_machine_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "__init__.py").write_text("raise RuntimeError('not this program')")
+    monkeypatch.chdir(tmp_path)
+    findings = {finding.check: finding for finding in check_local_ranks(tmp_path / "runs", 2)}
     assert {finding.verdict for finding in findings.values()} == {"good"}
     assert findings["ranks"].found == f"2 met on {socket.gethostname()} (2)"
     assert "GB/s sent by each of 2 ranks" in findings["all-to-all"].found
     assert re.fullmatch(rf"{socket.gethostname()}:\d+ is free, and all 2 ranks reach it", findings["port"].found)
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_ranks_of_two_slurm_nodes_meet(slurm: Path, tmp_path: Path) -> None:

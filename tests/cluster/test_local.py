@@ -21,6 +21,13 @@ def test_every_rank_runs_and_all_but_the_first_log_to_files(tmp_path: Path, capf
     assert (tmp_path / "rank_2.log").read_text().startswith("2 3 ")
 
 
+def test_ranks_import_this_program_and_not_what_lies_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "__init__.py").write_text("raise RuntimeError('not this program')")
+    monkeypatch.chdir(tmp_path)
+    assert run_ranks([sys.executable, "-m", "cluster.env"], 1, tmp_path / "logs") == 0
+
+
 def test_one_failure_stops_the_others_and_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     program = "import os, sys, time; sys.exit('no such shard') if os.environ['RANK'] == '1' else time.sleep(60)"
     start = time.monotonic()
