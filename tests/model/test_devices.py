@@ -22,7 +22,8 @@ def test_nothing_between_pairs_and_gradients_waits_for_the_device(
     ledger = RoutingLedger(built.expert_layers, NAMES)
     images = torch.empty(2, 3, SIDE, SIDE, device="meta")
     pairs = torch.empty(5, dtype=torch.int64, device="meta")
-    tokens, routing = built.backbone(images, pairs, pairs)
+    turns = torch.empty(2, 2, dtype=torch.int64, device="meta")
+    tokens, routing = built.backbone(images, pairs, pairs, turns)
     loss = matching(routing, None).loss
     for head in built.heads.values():
         loss = loss + head(tokens).square().mean()
