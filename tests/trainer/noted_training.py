@@ -1,4 +1,4 @@
-"""Trains as `modsquad train` does, and notes which samples every finished step has used.
+"""Trains as `modsquad train` does, and notes which samples every finished step has used and where experts lie.
 
 As a program it is one rank of a run. Arguments: the folder of `loop_run.make_shards`, then overrides. After the step
 that the variable STOP_AFTER names, if any, it sends itself SIGTERM.
@@ -24,7 +24,10 @@ from trainer.progress import StepListener
 
 
 class NotedTrainer(Trainer):
-    """Appends {"step", "keys"} of every finished step to `keys_START_RANK.jsonl` in the run folder."""
+    """Appends {"step", "keys"} of every finished step to `keys_START_RANK.jsonl` in the run folder.
+
+    Rank 0 appends {"step", "moved"} to `places.jsonl` when experts go to other places: how many leave their order.
+    """
 
     def __init__(self, config: RunConfig, env: RankEnv, listener: StepListener | None = None) -> None:
         super().__init__(config, env, listener)
@@ -45,6 +48,16 @@ class NotedTrainer(Trainer):
             os.kill(os.getpid(), signal.SIGTERM)
         return outcome
 
+    def _place_experts(self) -> bool:
+        placed = super()._place_experts()
+        if placed and self.env.is_main:
+            assert self._placement is not None
+            layers = self._placement.layers.values()
+            moved = sum(place != expert for layer in layers for place, expert in enumerate(layer.order))
+            with (self.run_dir / "places.jsonl").open("a") as file:
+                print(json.dumps({"step": self.state.steps_done, "moved": moved}), file=file, flush=True)
+        return placed
+
 
 def train(folder: Path, env: RankEnv, *overrides: str, listener: StepListener | None = None) -> None:
     NotedTrainer(loop_config(folder, *overrides), env, listener).fit()
@@ -61,6 +74,13 @@ def keys_of_steps(run_dir: Path) -> dict[int, list[str]]:
                 again[line["step"]] = sorted([*again.get(line["step"], []), *line["keys"]])
         steps |= again
     return steps
+
+
+def moved_experts(run_dir: Path) -> dict[int, int]:
+    """Return how many experts of all layers left their order at each step that chose new places."""
+    path = run_dir / "places.jsonl"
+    lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    return {line["step"]: line["moved"] for line in lines}
 
 
 if __name__ == "__main__":
