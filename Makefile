@@ -10,8 +10,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Two processes; each file's tests stay together in one.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Two processes; see tests/conftest.py for who runs what.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 

@@ -1,14 +1,14 @@
 """What holds for all tests.
 
-Where pytest-xdist runs them in several processes (`make test`), tests of a file stay together, since they share what it
-sets up, and so do files with a mark `xdist_group` in common.
+Where pytest-xdist runs them in several processes (`make test`), those of a file stay together: they share what it sets
+up.
 
 Models are tiny: a second thread costs more than it brings, and much more where other programs run. And no test fails
 for its time: hypothesis sets no deadline.
 """
 
 import os
-from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -20,22 +20,34 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 hypothesis.settings.register_profile("modsquad", deadline=None)
 hypothesis.settings.load_profile("modsquad")
 
+# Files that one process runs, for the results of ranks that they share (`tests.trainer.worlds.launched`).
+TOGETHER = (
+    "tests/trainer/test_engine.py",
+    "tests/trainer/checkpoint/test_reading.py",
+    "tests/trainer/checkpoint/test_saving.py",
+)
 # The longest, begun first: no process is to be left with one of them at the end. With the marker `faults`, too.
-LONG = [
-    "cluster/test_launch.py",
-    "test_readme.py",
-    "test_own_data.py",
-    "trainer/checkpoint/test_relayout.py",
-    "cluster/test_launch_interruptions.py",
-]
+LONG = (
+    "tests/cluster/test_launch.py",
+    "tests/cluster/test_launch_interruptions.py",
+    "tests/test_readme.py",
+    "tests/trainer/checkpoint/test_relayout.py",
+)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    here = Path(__file__).parent
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: str(item.path.relative_to(here)) not in LONG)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONG)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule by file, as `--dist loadfile` does, and the files of `TOGETHER` as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return TOGETHER[0] if file in TOGETHER else file
+
+    return Scheduling(config, log)

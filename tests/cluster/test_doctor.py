@@ -16,7 +16,6 @@ from cluster.doctor_start import check_local_ranks, check_slurm_ranks
 from cluster.env import SLURM_PORTS
 from tests.services.slurm import running_slurm
 
-pytestmark = pytest.mark.xdist_group("slurm")  # One SLURM at a time.
 ROOT = Path(__file__).parents[2]
 TOKEN = "word"
 

@@ -23,8 +23,6 @@ from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.run_files import StepRecord, read_steps
 
-pytestmark = pytest.mark.xdist_group("slurm")  # One SLURM at a time.
-
 STEPS = 40
 TWO_NODES = LaunchConfig(nodes=2, cpus_per_rank=1, time="10", max_requeues=2)
 

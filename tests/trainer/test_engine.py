@@ -26,8 +26,6 @@ from tests.trainer.worlds import (
 from trainer.engine import init_distributed
 from trainer.optim import param_groups
 
-pytestmark = pytest.mark.xdist_group("worlds")  # One process computes what is launched.
-
 
 @functools.cache
 def train_plainly(case: Case) -> dict[str, Any]:

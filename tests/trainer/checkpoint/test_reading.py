@@ -24,8 +24,6 @@ from trainer.checkpoint.saving import save
 from trainer.engine import Engine
 from trainer.run_lock import lock_run
 
-pytestmark = pytest.mark.xdist_group("worlds")  # One process computes what is launched.
-
 
 def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
     assert state.keys() == expected.keys()

@@ -17,8 +17,6 @@ from trainer.checkpoint.reading import load_latest
 from trainer.checkpoint.saving import CheckpointSaver, save
 from trainer.engine import Engine
 
-pytestmark = pytest.mark.xdist_group("worlds")  # One process computes what is launched.
-
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:

@@ -16,8 +16,6 @@ from tests.services.slurm import running_slurm
 from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 
-pytestmark = pytest.mark.xdist_group("slurm")  # One SLURM at a time.
-
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Path]:
