@@ -27,8 +27,9 @@ from configs.errors import UserError
 
 _ANSWER_SECONDS = 3.0
 _SECOND_STORE_SECONDS = 10.0  # to connect to it; a run goes on without one
-_LISTEN_SECONDS = 0.25  # between two looks whether the roll is called
-_ROLL_SECONDS = 2.0  # from the call until who has not answered is taken for gone
+_LISTEN_SECONDS = 0.25  # between two looks of a rank whether the roll is called; more where there are many
+_LOOKS_PER_SECOND = 1000  # that a store is asked for by all ranks together
+_ROLL_SECONDS = 2.0  # from when all have looked until who has not answered is taken for gone
 _LINGER_SECONDS = 2.0
 _LINGER_AFTER_LOSS_SECONDS = 10.0  # the others may notice a loss later
 _PAUSE_SECONDS = 0.05
@@ -68,6 +69,7 @@ class Meeting:
         self._answering: list[Store] = [self.store]  # those not known to be gone; the first of them is asked
         self._held: list[Store] = [self.store] if is_host else []
         self._left, self._listeners = threading.Event(), list[threading.Thread]()
+        self._listen_seconds = max(_LISTEN_SECONDS, env.world / _LOOKS_PER_SECOND)
 
     def wait_for_all(self) -> None:
         """Wait until all ranks are here.
@@ -120,7 +122,7 @@ class Meeting:
         self._answering = told[::-1]
         if not self._answering:
             return None
-        time.sleep(_ROLL_SECONDS)
+        time.sleep(self._listen_seconds + _ROLL_SECONDS)
         gone, unaware = self._without("here"), self._without("lost")
         self._expected -= len(gone or ())
         self._linger_seconds = _LINGER_AFTER_LOSS_SECONDS
@@ -169,7 +171,7 @@ class Meeting:
     def _listen(self, store: Store) -> None:
         """Answer when the roll is called."""
         with suppress(RuntimeError):  # the store is gone
-            while not self._left.wait(_LISTEN_SECONDS):
+            while not self._left.wait(self._listen_seconds):
                 if store.check(["roll"]):
                     store.set(f"here/{self._env.rank}", "")
                     return
