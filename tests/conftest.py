@@ -32,6 +32,9 @@ LONG = (
     "tests/cluster/test_launch_interruptions.py",
     "tests/test_readme.py",
     "tests/trainer/checkpoint/test_relayout.py",
+    "tests/trainer/cli/test_bench.py",
+    "tests/trainer/test_parity.py",
+    "tests/trainer/test_quickstart.py",
 )
 
 

@@ -16,13 +16,15 @@ from trainer.bench.suite import PARTS
 from trainer.cli.bench import Part
 from trainer.cli.main import app
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     """What a run of all parts prints, and its bench.json."""
     out = tmp_path_factory.mktemp("bench") / "bench.json"
     command = [sys.executable, "-m", "trainer.cli", "bench", "--quick", "--rounds", "1", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(out.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
