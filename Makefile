@@ -1,6 +1,6 @@
 # make quickstart   set everything up in .venv, then run the main job: rooms, shards, training, squads, report
 # make test         set up what the tests need, then run all of them but the next
-# make test-faults  runs that are killed, stopped, starved and resumed elsewhere: about four minutes on two cores
+# make test-faults  runs that are killed, stopped, starved and resumed elsewhere: about eight minutes on two busy cores
 # make bench        set up the other libraries, then measure speed and memory beside them: bench.json
 # make lint         formatting, lint and types
 # TORCH_INDEX=URL   take torch from this index, e.g. PyTorch's index of CPU wheels on a machine without a GPU
