@@ -8,6 +8,7 @@ for its time: hypothesis sets no deadline.
 """
 
 import os
+import signal
 from typing import Any
 
 import hypothesis
@@ -16,6 +17,10 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would everything that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("modsquad", deadline=None)
 hypothesis.settings.load_profile("modsquad")
