@@ -26,7 +26,8 @@ from trainer.progress import StepListener
 class NotedTrainer(Trainer):
     """Appends {"step", "keys"} of every finished step to `keys_START_RANK.jsonl` in the run folder.
 
-    Rank 0 appends {"step", "moved"} to `places.jsonl` when experts go to other places: how many leave their order.
+    Rank 0 appends {"step", "moved", "shadowed"} to `places.jsonl` when experts go to other places: how many leave their
+    order, how many are shadowed.
     """
 
     def __init__(self, config: RunConfig, env: RankEnv, listener: StepListener | None = None) -> None:
@@ -54,8 +55,10 @@ class NotedTrainer(Trainer):
             assert self._placement is not None
             layers = self._placement.layers.values()
             moved = sum(place != expert for layer in layers for place, expert in enumerate(layer.order))
+            shadowed = sum(len(layer.shadowed) for layer in layers)
+            line = {"step": self.state.steps_done, "moved": moved, "shadowed": shadowed}
             with (self.run_dir / "places.jsonl").open("a") as file:
-                print(json.dumps({"step": self.state.steps_done, "moved": moved}), file=file, flush=True)
+                print(json.dumps(line), file=file, flush=True)
         return placed
 
 
@@ -76,11 +79,11 @@ def keys_of_steps(run_dir: Path) -> dict[int, list[str]]:
     return steps
 
 
-def moved_experts(run_dir: Path) -> dict[int, int]:
-    """Return how many experts of all layers left their order at each step that chose new places."""
+def placed_experts(run_dir: Path) -> dict[int, tuple[int, int]]:
+    """Return how many experts of all layers left their order, and are shadowed, at each step that chose new places."""
     path = run_dir / "places.jsonl"
     lines = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {line["step"]: line["moved"] for line in lines}
+    return {line["step"]: (line["moved"], line["shadowed"]) for line in lines}
 
 
 if __name__ == "__main__":
