@@ -1,5 +1,6 @@
 """Fetching from a server that fails in every way that servers do."""
 
+import dataclasses
 import hashlib
 import os
 import threading
@@ -30,7 +31,9 @@ from tests.data_pipeline.shard_server import (
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHARD = ShardFile("a.tar", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
-PATIENCE = Patience(tries=3, first_seconds=0.01, longest_seconds=0.05, stall_seconds=0.3)
+PATIENCE = Patience(tries=3, first_seconds=0.01, longest_seconds=0.05, stall_seconds=20)
+# For servers that stall: short, but not so short that a busy machine's server seems to.
+HASTE = dataclasses.replace(PATIENCE, stall_seconds=1)
 
 
 @pytest.fixture
@@ -55,25 +58,25 @@ def fetch(
 
 
 @pytest.mark.parametrize(
-    ("faults", "starts"),
+    ("patience", "faults", "starts"),
     [
-        ([], [0]),
-        ([status(500), status(503)], [0, 0, 0]),
-        ([status(408), status(429)], [0, 0, 0]),
-        ([truncate(1_000_000)], [0, 1_000_000]),
-        ([truncate(0), truncate(5)], [0, 0, 5]),
-        ([stay_silent], [0, 0]),
-        ([stall(700_000)], [0, 700_000]),
-        ([truncate(2_000_000), ignore_range], [0, 2_000_000]),
-        ([flip_byte(2_999_999)], [0, 0]),
-        ([truncate(1_000_000), flip_byte(2_000_000)], [0, 1_000_000, 0]),
+        (PATIENCE, [], [0]),
+        (PATIENCE, [status(500), status(503)], [0, 0, 0]),
+        (PATIENCE, [status(408), status(429)], [0, 0, 0]),
+        (PATIENCE, [truncate(1_000_000)], [0, 1_000_000]),
+        (PATIENCE, [truncate(0), truncate(5)], [0, 0, 5]),
+        (HASTE, [stay_silent], [0, 0]),
+        (HASTE, [stall(700_000)], [0, 700_000]),
+        (PATIENCE, [truncate(2_000_000), ignore_range], [0, 2_000_000]),
+        (PATIENCE, [flip_byte(2_999_999)], [0, 0]),
+        (PATIENCE, [truncate(1_000_000), flip_byte(2_000_000)], [0, 1_000_000, 0]),
     ],
 )
 def test_what_passes_is_tried_again_from_where_it_stopped(
-    server: ShardServer, tmp_path: Path, faults: list[Fault], starts: list[int]
+    server: ShardServer, tmp_path: Path, patience: Patience, faults: list[Fault], starts: list[int]
 ) -> None:
     server.faults["a.tar"] = list(faults)
-    fetcher = Fetcher(PATIENCE)
+    fetcher = Fetcher(patience)
     assert fetch(server, tmp_path, fetcher) == CONTENT
     assert server.ranges["a.tar"] == starts
     assert fetcher.counters.files == 1
@@ -81,32 +84,46 @@ def test_what_passes_is_tried_again_from_where_it_stopped(
     assert fetcher.counters.bytes >= len(CONTENT)
 
 
-@pytest.mark.parametrize("fault", [reset(0), reset(1_500_000), trickle])
-def test_resets_and_trickles(server: ShardServer, tmp_path: Path, fault: Fault) -> None:
+# Of what was sent before a reset, any part may have come: two of them together are not to be all of the file.
+@pytest.mark.parametrize(("patience", "fault"), [(PATIENCE, reset(0)), (PATIENCE, reset(1_000_000)), (HASTE, trickle)])
+def test_resets_and_trickles(server: ShardServer, tmp_path: Path, patience: Patience, fault: Fault) -> None:
     server.faults["a.tar"] = [fault, fault]
-    began = time.monotonic()
-    assert fetch(server, tmp_path, Fetcher(PATIENCE)) == CONTENT
+    assert fetch(server, tmp_path, Fetcher(patience)) == CONTENT
     assert server.requests["a.tar"] == 3
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(
-    ("faults", "requests", "message"),
+    ("patience", "faults", "requests", "message"),
     [
-        ([status(503)] * 9, 3, r"a.tar cannot be fetched: HTTP 503 .* \(3 tries in \d+ s\): see to the server"),
-        ([stay_silent] * 9, 3, r"a.tar cannot be fetched: no answer for 0.3 s \(3 tries"),
-        ([truncate(10)] * 9, 3, r"broke off after 30 of 3000000 bytes \(3 tries"),
-        ([status(403)], 1, r"a.tar cannot be fetched: HTTP 403 Forbidden \(1 try\): correct the URL or its access"),
-        ([status(404)], 1, r"HTTP 404 Not Found \(1 try\)"),
-        ([flip_byte(7)] * 2, 2, r"shard http://127.*a.tar has another checksum than the index.json .*fetched twice"),
+        (
+            PATIENCE,
+            [status(503)] * 9,
+            3,
+            r"a.tar cannot be fetched: HTTP 503 .* \(3 tries in \d+ s\): see to the server",
+        ),
+        (HASTE, [stay_silent] * 9, 3, r"a.tar cannot be fetched: no answer for 1 s \(3 tries"),
+        (PATIENCE, [truncate(10)] * 9, 3, r"broke off after 30 of 3000000 bytes \(3 tries"),
+        (
+            PATIENCE,
+            [status(403)],
+            1,
+            r"a.tar cannot be fetched: HTTP 403 Forbidden \(1 try\): correct the URL or its access",
+        ),
+        (PATIENCE, [status(404)], 1, r"HTTP 404 Not Found \(1 try\)"),
+        (
+            PATIENCE,
+            [flip_byte(7)] * 2,
+            2,
+            r"shard http://127.*a.tar has another checksum than the index.json .*fetched twice",
+        ),
     ],
 )
 def test_what_stays_is_one_clear_line(
-    server: ShardServer, tmp_path: Path, faults: list[Fault], requests: int, message: str
+    server: ShardServer, tmp_path: Path, patience: Patience, faults: list[Fault], requests: int, message: str
 ) -> None:
     server.faults["a.tar"] = list(faults)
     with pytest.raises(UserError, match=message) as caught:
-        fetch(server, tmp_path, Fetcher(PATIENCE))
+        fetch(server, tmp_path, Fetcher(patience))
     assert "\n" not in str(caught.value)
     assert server.requests["a.tar"] == requests
 
@@ -129,7 +146,7 @@ def test_progress_is_worth_another_try(server: ShardServer, tmp_path: Path, monk
 def test_the_server_says_when_to_come_again(server: ShardServer, tmp_path: Path) -> None:
     server.faults["a.tar"] = [status(429, Retry_After="1")]
     began = time.monotonic()
-    fetch(server, tmp_path, Fetcher(Patience(3, 0.01, 30, 1)))
+    fetch(server, tmp_path, Fetcher(Patience(3, 0.01, 30, 20)))
     assert time.monotonic() - began >= 1
     server.faults["a.tar"] = [status(503, Retry_After="3600"), status(503, Retry_After="Mon, 01 Jan 2035 00:00:00 GMT")]
     fetch(server, tmp_path, Fetcher(PATIENCE))
@@ -142,7 +159,7 @@ def test_nobody_waits_for_what_is_not_wanted(server: ShardServer, tmp_path: Path
     threading.Timer(0.2, stop.set).start()
     began = time.monotonic()
     with pytest.raises(Cancelled):
-        fetch(server, tmp_path, Fetcher(Patience(9, 60, 60, 1)), stop=stop)
+        fetch(server, tmp_path, Fetcher(Patience(9, 60, 60, 20)), stop=stop)
     assert time.monotonic() - began < 30
 
 
@@ -167,21 +184,21 @@ def test_a_password_goes_to_the_server_alone(server: ShardServer, tmp_path: Path
     with serve(tmp_path / "other") as other:
         server.faults["a.tar"] = [status(302, Location=join_url(other.url, "b.tar"))]
         with pytest.raises(TransportError, match="HTTP 404"):
-            open_stream(join_url(server.url.replace("://", "://me:s%20t@"), "a.tar"), stall_seconds=1)
+            open_stream(join_url(server.url.replace("://", "://me:s%20t@"), "a.tar"), stall_seconds=20)
         assert server.authorizations == ["Basic bWU6cyB0"]
         assert other.authorizations == [None]
 
 
 def test_a_version_is_told_and_known(server: ShardServer) -> None:
     url = join_url(server.url, "a.tar")
-    stream = open_stream(url, stall_seconds=1)
+    stream = open_stream(url, stall_seconds=20)
     assert stream is not None
     assert stream.version
     assert stream.total == len(CONTENT)
     assert b"".join(stream.chunks) == CONTENT
-    assert open_stream(url, known=stream.version, stall_seconds=1) is None
+    assert open_stream(url, known=stream.version, stall_seconds=20) is None
     (server.folder / "a.tar").write_bytes(b"new")
-    changed = open_stream(url, known=stream.version, stall_seconds=1)
+    changed = open_stream(url, known=stream.version, stall_seconds=20)
     assert changed is not None
     assert b"".join(changed.chunks) == b"new"
 
@@ -190,7 +207,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
     with serve(tmp_path) as server:
         url = server.url
     with pytest.raises(TransportError, match="ConnectionRefusedError") as caught:
-        open_stream(url, stall_seconds=1)
+        open_stream(url, stall_seconds=20)
     assert not caught.value.lasting
 
 
