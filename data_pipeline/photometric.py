@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from data_pipeline.constants import constant
+
 # ITU-R BT.601, as in Pillow's conversion to "L".
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 # A Gaussian this narrow, in pixels, keeps every pixel as it is.
@@ -65,7 +67,7 @@ def _hue(images: Tensor, turns: Tensor, weights: Tensor | None) -> Tensor:
     unit = chroma.clamp(min=torch.finfo(torch.float32).tiny)
     sixth = torch.cat([(green - blue) / unit, (blue - red) / unit + 2.0, (red - green) / unit + 4.0], dim=1)
     hue = sixth.gather(1, strongest) + 6.0 * turns
-    offset = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offset = constant([5.0, 3.0, 1.0], images).view(1, 3, 1, 1)
     k = (offset + hue).remainder(6.0)
     return value - chroma * torch.minimum(k, 4.0 - k).clamp(0.0, 1.0)
 

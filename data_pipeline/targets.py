@@ -17,6 +17,7 @@ from torch import Tensor
 
 from configs.tasks import TargetKind, TaskSpec
 from data_pipeline.batch import Batch
+from data_pipeline.constants import constant
 from data_pipeline.photometric import change_colours
 from data_pipeline.transforms import apply_geometry, pair_images, widen
 
@@ -177,7 +178,7 @@ def _unit_vector(spec: TaskSpec, stored: Tensor) -> Tensor:
 def _standardise(spec: TaskSpec, stored: Tensor) -> Tensor:
     """(v - mean) / std of the first `channels` stored channels."""
     values = stored[:, : spec.channels].to(torch.float32)
-    mean, std = (torch.tensor(row, device=stored.device).view(1, -1, 1, 1) for row in (spec.mean, spec.std))
+    mean, std = (constant(row, stored).view(1, -1, 1, 1) for row in (spec.mean, spec.std))
     return (values - mean) / std
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from configs.tasks import TaskSpec
 from data_pipeline.batch import Batch
+from data_pipeline.constants import constant
 from data_pipeline.resampling import Resampling, resampling
 
 
@@ -50,7 +51,7 @@ def apply_geometry(batch: Batch, tasks: Sequence[TaskSpec], size: int) -> Batch:
         mask_valid=mask_valid if inside is None else mask_valid & inside,
         labels=labels,
         flip=torch.zeros_like(batch.flip),
-        crop=torch.tensor([0.0, 0.0, 1.0, 1.0], device=batch.crop.device).expand_as(batch.crop),
+        crop=constant([0.0, 0.0, 1.0, 1.0], batch.crop).expand_as(batch.crop),
         rotation=None,
         inside=inside,
     )

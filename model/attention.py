@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from configs.schema import Init
 from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
-from model.expert_runs import expert_runs
+from model.expert_runs import Ends, ends_on_host, expert_runs
 from model.experts import expert_matrices
 from model.router import Routing, seeded_generator
 from model.shadowing import present_weights
@@ -70,14 +70,15 @@ class ExpertAttention(nn.Module):
         exchange = make_exchange(routing.experts_SK, self.layout, self.group)
 
         x_MD, gates_A = exchange.dispatch(x_PND.reshape(rows * tokens, width), routing.gates_SK)
-        q_Ad: Tensor = _Queries.apply(x_MD, wq, exchange.order)  # type: ignore[no-untyped-call]
+        ends = ends_on_host(exchange.order, x_MD, wq.shape[1:])
+        q_Ad: Tensor = _Queries.apply(x_MD, wq, exchange.order, ends)  # type: ignore[no-untyped-call]
         q_Cd = exchange.choices_home(q_Ad)
         # All heads share keys and values, so heads fold into the query length and K, V are never expanded.
         q = q_Cd.view(rows, 1, tokens * self.top_k, q_Cd.shape[1])
         key, value = self.kv(x_PND).unsqueeze(1).chunk(2, dim=-1)
         a_Cd = F.scaled_dot_product_attention(q, key, value).reshape(q_Cd.shape)
         a_Ad = exchange.choices_out(a_Cd)
-        y_MD: Tensor = _Outputs.apply(a_Ad, gates_A, wo, exchange.order)  # type: ignore[no-untyped-call]
+        y_MD: Tensor = _Outputs.apply(a_Ad, gates_A, wo, exchange.order, ends)  # type: ignore[no-untyped-call]
         return exchange.combine(y_MD).view(rows, tokens, width)
 
 
@@ -128,9 +129,10 @@ class _Queries(torch.autograd.Function):
     """(M, D) rows to (A, d) row-major queries, one per assignment; saves only its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, wq: Tensor, order: ExpertOrder) -> Tensor:
+    def forward(ctx: Any, x_MD: Tensor, wq: Tensor, order: ExpertOrder, ends: Ends) -> Tensor:
         ctx.save_for_backward(x_MD, wq, *order)
-        runs = expert_runs(order, x_MD, wq.shape[1:])
+        ctx.ends = ends
+        runs = expert_runs(order, ends)
         q_Zd = runs.buffer(x_MD, wq.shape[2])
         for run in runs:
             run.linear(run.take(x_MD, order.row_A), wq, q_Zd)
@@ -141,22 +143,23 @@ class _Queries(torch.autograd.Function):
     def backward(ctx: Any, grad_Ad: Tensor) -> tuple[Tensor | None, ...]:
         x_MD, wq, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
-        runs = expert_runs(order, x_MD, wq.shape[1:])
+        runs = expert_runs(order, ctx.ends)
         grad_wq, grad_ZD = torch.empty_like(wq), runs.buffer(x_MD, x_MD.shape[1])
         for run in runs:
             grad_Rd = run.take(grad_Ad, order.order_A)
             run.outer(run.take(x_MD, order.row_A), grad_Rd, grad_wq)
             run.linear(grad_Rd, wq.transpose(1, 2), grad_ZD)
-        return sum_runs(grad_ZD, runs.place_A, order.bounds), grad_wq, None
+        return sum_runs(grad_ZD, runs.place_A, order.bounds), grad_wq, None, None
 
 
 class _Outputs(torch.autograd.Function):
     """(A, d) row-major attention outputs and their gates to (M, D), summed per row; saves only its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, a_Ad: Tensor, gates_A: Tensor, wo: Tensor, order: ExpertOrder) -> Tensor:
+    def forward(ctx: Any, a_Ad: Tensor, gates_A: Tensor, wo: Tensor, order: ExpertOrder, ends: Ends) -> Tensor:
         ctx.save_for_backward(a_Ad, gates_A, wo, *order)
-        runs = expert_runs(order, a_Ad, wo.shape[1:])
+        ctx.ends = ends
+        runs = expert_runs(order, ends)
         y_ZD = runs.buffer(a_Ad, wo.shape[2])
         for run in runs:
             gates_R1 = run.take(gates_A, order.order_A)[:, None]
@@ -168,7 +171,7 @@ class _Outputs(torch.autograd.Function):
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         a_Ad, gates_A, wo, *indices = ctx.saved_tensors
         order = ExpertOrder(*indices)
-        runs = expert_runs(order, a_Ad, wo.shape[1:])
+        runs = expert_runs(order, ctx.ends)
         grad_wo, grad_Zd, grad_gates_Z = torch.empty_like(wo), runs.buffer(a_Ad, a_Ad.shape[1]), runs.buffer(a_Ad)
         for run in runs:
             a_Rd, gates_R1 = run.take(a_Ad, order.order_A), run.take(gates_A, order.order_A)[:, None]
@@ -177,4 +180,4 @@ class _Outputs(torch.autograd.Function):
             grad_gates_Z[run.places] = torch.linalg.vecdot(grad_Rd, a_Rd)
             grad_Rd.mul_(gates_R1)
             run.outer(a_Rd.mul_(gates_R1), grad_RD, grad_wo)
-        return grad_Zd.index_select(0, runs.place_A), grad_gates_Z.index_select(0, runs.place_A), grad_wo, None
+        return grad_Zd.index_select(0, runs.place_A), grad_gates_Z.index_select(0, runs.place_A), grad_wo, None, None

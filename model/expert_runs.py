@@ -13,6 +13,7 @@ F any widths.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -85,26 +86,49 @@ class ExpertRuns:
         return like.new_empty(self.size, *width)
 
 
-def expert_runs(order: ExpertOrder, x: Tensor, widths: Sequence[int]) -> ExpertRuns:
-    """Return the runs of a layer call.
+Ends = tuple[int, ...] | None
+"""Where each expert's assignments end, on the host; None where the fused kernel finds that on the device."""
+
+
+def ends_on_host(order: ExpertOrder, x: Tensor, widths: Sequence[int]) -> Ends:
+    """Return what `expert_runs` needs to know, once for all products of a layer, forward and backward.
+
+    Waits for the device unless it has the fused kernel.
 
     Args:
         order: the assignments.
         x: a tensor with the rows' dtype and device.
         widths: every D and F of the products to come.
     """
-    assignments = len(order.row_A)
-    if _has_kernel(x, assignments, widths):
-        return ExpertRuns((_AllExperts(slice(None), order.expert_A, order.ends_E),), order.place_A, assignments)
-    ends = order.ends_E.tolist()
-    runs, shifts, size = [], [], 0
-    for expert, (begin, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        shifts.append(size - begin)
-        places = slice(size, size + -(-(end - begin) // ROUNDED_TO) * ROUNDED_TO)
+    return None if _has_kernel(x, len(order.row_A), widths) else tuple(order.ends_E.tolist())
+
+
+def expert_runs(order: ExpertOrder, ends: Ends) -> ExpertRuns:
+    """Return the runs of a layer call, without waiting for the device.
+
+    Args:
+        order: the assignments.
+        ends: of the same assignments.
+    """
+    if ends is None:
+        run = _AllExperts(slice(None), order.expert_A, order.ends_E)
+        return ExpertRuns((run,), order.place_A, len(order.row_A))
+    runs, size = [], 0
+    for expert, (begin, end) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+        places = slice(size, size + _rounded(end - begin))
         runs.append(_OneExpert(places, slice(begin, end), expert))
         size = places.stop
-    shift_A = torch.tensor(shifts, device=x.device).index_select(0, order.expert_A)
+    length_E = order.ends_E.diff(prepend=order.ends_E.new_zeros(1))
+    idle_E = _rounded(length_E) - length_E
+    shift_A = (idle_E.cumsum(0) - idle_E).index_select(0, order.expert_A)
     return ExpertRuns(tuple(runs), order.place_A + shift_A.index_select(0, order.place_A), size)
+
+
+Length = TypeVar("Length", int, Tensor)
+
+
+def _rounded(length: Length) -> Length:
+    return (length + (ROUNDED_TO - 1)) // ROUNDED_TO * ROUNDED_TO
 
 
 @dataclass(frozen=True)

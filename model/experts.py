@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from configs.schema import Init
 from model.dispatch import ExpertGroup, make_exchange
 from model.expert_order import ExpertOrder, sum_runs
-from model.expert_runs import expert_runs
+from model.expert_runs import Ends, ends_on_host, expert_runs
 from model.router import Routing, seeded_generator
 from model.shadowing import present_weights
 
@@ -67,7 +67,8 @@ class ExpertMLP(nn.Module):
         weights = present_weights((self.w1, self.b1, self.w2, self.b2), self.layout, self.group)
         exchange = make_exchange(routing.experts_SK, self.layout, self.group)
         x_MD, gates_A = exchange.dispatch(x_SD, routing.gates_SK)
-        y_MD: Tensor = _ExpertMLP.apply(x_MD, gates_A, *weights, exchange.order)  # type: ignore[no-untyped-call]
+        ends = ends_on_host(exchange.order, x_MD, self.w1.shape[1:])
+        y_MD: Tensor = _ExpertMLP.apply(x_MD, gates_A, *weights, exchange.order, ends)  # type: ignore[no-untyped-call]
         return exchange.combine(y_MD)
 
 
@@ -119,9 +120,17 @@ class _ExpertMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_MD: Tensor, gates_A: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, order: ExpertOrder
+        ctx: Any,
+        x_MD: Tensor,
+        gates_A: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        order: ExpertOrder,
+        ends: Ends,
     ) -> Tensor:
-        runs = expert_runs(order, x_MD, w1.shape[1:])
+        runs = expert_runs(order, ends)
         pre_ZH, out_ZD = runs.buffer(x_MD, w1.shape[2]), runs.buffer(x_MD, x_MD.shape[1])
         for run in runs:
             pre_RH = run.linear(run.take(x_MD, order.row_A), w1, pre_ZH, b1)
@@ -130,6 +139,7 @@ class _ExpertMLP(torch.autograd.Function):
         y_MD = sum_runs(out_ZD, runs.place_A, order.bounds)
         y_MD.addmm_(_mixture(gates_A, order, len(x_MD)), b2)
         ctx.save_for_backward(x_MD, gates_A, pre_ZH, w1, w2, b2, *order)
+        ctx.ends = ends
         return y_MD
 
     @staticmethod
@@ -139,7 +149,7 @@ class _ExpertMLP(torch.autograd.Function):
         order = ExpertOrder(*indices)
         grad_MD = grad_MD.contiguous()
 
-        runs = expert_runs(order, x_MD, w1.shape[1:])
+        runs = expert_runs(order, ctx.ends)
         grad_w1, grad_b1, grad_w2 = torch.empty_like(w1), w1.new_empty(w1.shape[0], w1.shape[2]), torch.empty_like(w2)
         grad_ZH, grad_x_ZD, grad_gates_Z = torch.empty_like(pre_ZH), runs.buffer(x_MD, x_MD.shape[1]), runs.buffer(x_MD)
         for run in runs:
@@ -160,7 +170,7 @@ class _ExpertMLP(torch.autograd.Function):
         grad_b2 = _mixture(gates_A, order, len(x_MD)).t() @ grad_MD
         through_b2_A = (grad_MD @ b2.t()).flatten().index_select(0, _cells(order))
         grad_gates_A = grad_gates_Z.index_select(0, runs.place_A) + through_b2_A
-        return grad_x_MD, grad_gates_A, grad_w1, grad_b1, grad_w2, grad_b2, None
+        return grad_x_MD, grad_gates_A, grad_w1, grad_b1, grad_w2, grad_b2, None, None
 
 
 def _mixture(gates_A: Tensor, order: ExpertOrder, rows: int) -> Tensor:

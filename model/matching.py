@@ -175,8 +175,12 @@ class Matching:
         """Return the running mean per layer name: (T, E) float32 on the CPU, rows of zeros for tasks never seen."""
         return {name: running_TE.cpu().clone() for name, running_TE in self._running.items()}
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return what `state_dict` would, on the device and without waiting for it."""
+        return dict(self._running)  # a new mean replaces the old one
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a running mean.
+        """Take over a running mean, from any device.
 
         Raises:
             ValueError: the layers or their shapes are not those of this model.

@@ -87,7 +87,12 @@ class ModSquad(nn.Module):
         return self.backbone.blocks
 
     def forward(
-        self, images: Tensor, pair_image: Tensor, pair_task: Tensor, turns: Tensor | None = None
+        self,
+        images: Tensor,
+        pair_image: Tensor,
+        pair_task: Tensor,
+        turns: Tensor | None = None,
+        pairs_per_task: Sequence[int] | None = None,
     ) -> ModelOutput:
         """Run all pairs.
 
@@ -97,14 +102,19 @@ class ModSquad(nn.Module):
             pair_task: (P,) int64 ascending, index into `tasks`.
             turns: (B, 2) int64 from 0 to 2^32 - 1, sample and epoch of each image: router noise is drawn from them.
                 Read in training with `router_noise` only.
+            pairs_per_task: how often each task is in `pair_task`. None: counted, which waits for the device.
 
         Raises:
             ValueError: images of another size, pairs that are not sorted by task, or router noise without turns.
         """
-        task_of_pair: list[int] = pair_task.tolist()
-        if task_of_pair != sorted(task_of_pair):
-            raise ValueError("pairs are not sorted by task: sort pair_image and pair_task by pair_task")
+        if pairs_per_task is None:
+            pairs_per_task = self._count_pairs(pair_task.tolist())
         x_PND, routing = self.backbone(images, pair_image, pair_task, turns)
-        x_by_task = x_PND.split([task_of_pair.count(task) for task in range(len(self.tasks))])
+        x_by_task = x_PND.split(list(pairs_per_task))
         predictions = {name: head(x_pND) for (name, head), x_pND in zip(self.heads.items(), x_by_task, strict=True)}
         return ModelOutput(predictions=predictions, routing=routing)
+
+    def _count_pairs(self, task_of_pair: list[int]) -> list[int]:
+        if task_of_pair != sorted(task_of_pair):
+            raise ValueError("pairs are not sorted by task: sort pair_image and pair_task by pair_task")
+        return [task_of_pair.count(task) for task in range(len(self.tasks))]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from configs.atomic import cannot_write, write_text_atomically
 from configs.errors import UserError
+from data_pipeline.constants import constant
 from trainer.objective import StepStatistics
 
 METRICS_FILE = "metrics.jsonl"
@@ -57,7 +58,7 @@ class Journal:
 
     def add_step(self, seconds: float, wait_seconds: float, world: int) -> None:
         """Add one finished step and its wall time, of which `wait_seconds` were spent waiting for data."""
-        self._sums[:3] += torch.tensor([1.0, seconds, wait_seconds]).to(self._sums) / world
+        self._sums[:3] += constant([1.0, seconds, wait_seconds], self._sums) / world
 
     @property
     def sums(self) -> Tensor:

@@ -65,7 +65,10 @@ class Objective(nn.Module):
         Returns:
             The loss, an fp32 scalar connected to every parameter, and its parts.
         """
-        output = self.model(prepared.images, prepared.pair_image, prepared.pair_task, prepared.turns)
+        pairs_per_task = [len(prepared.targets[spec.name].values) for spec in self._tasks]
+        output = self.model(
+            prepared.images, prepared.pair_image, prepared.pair_task, prepared.turns, pairs_per_task=pairs_per_task
+        )
         loss_sum_T = torch.stack(
             [
                 pair_losses(spec, output.predictions[spec.name], prepared.targets[spec.name]).sum()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from configs.schema import TrainConfig
 from configs.tasks import LossKind, TaskSpec
+from data_pipeline.constants import constant
 
 _CLASSIFICATION: frozenset[LossKind] = frozenset({"soft_cross_entropy", "cross_entropy", "balanced_bce"})
 
@@ -26,7 +27,7 @@ class FixedWeighting(nn.Module):
 
     def forward(self, loss_T: Tensor, present_T: Tensor) -> Tensor:
         """Return the weighted sum: fp32 (T,) task losses, bool (T,) which tasks the step holds -> fp32 scalar."""
-        weight_T = torch.tensor(self._weights, device=loss_T.device)
+        weight_T = constant(self._weights, loss_T)
         return (weight_T * torch.where(present_T, loss_T, 0.0)).sum()
 
 
@@ -45,8 +46,8 @@ class UncertaintyWeighting(nn.Module):
 
         A task without pairs in the whole step adds nothing: its s_t would otherwise drift down without data.
         """
-        weight_T = torch.tensor(self._weights, device=loss_T.device)
-        factor_T = torch.tensor(self._factors, device=loss_T.device)
+        weight_T = constant(self._weights, loss_T)
+        factor_T = constant(self._factors, loss_T)
         log_variance_T = self.log_variance.float()
         term_T = weight_T * (factor_T * torch.exp(-log_variance_T) * loss_T + log_variance_T / 2)
         return torch.where(present_T, term_T, 0.0).sum()

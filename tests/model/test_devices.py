@@ -9,7 +9,7 @@ from model.expert_order import expert_order
 from model.matching import Matching
 from model.mod_squad import ModSquad
 from model.routing_stats import RoutingLedger
-from tests.model.models import NAMES, SIDE, TASKS, VARIANTS, config
+from tests.model.models import NAMES, SIDE, TASKS, VARIANTS, config, images, model, pairs
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -36,4 +36,15 @@ def test_the_device_without_values_notices_who_reads_them() -> None:
     chosen = torch.empty(4, dtype=torch.int64, device="meta")
     order = expert_order(chosen, chosen, 4, 2)
     with pytest.raises(RuntimeError, match="meta"):
-        expert_runs.expert_runs(order, torch.empty(4, 8, device="meta"), [8])
+        expert_runs.ends_on_host(order, torch.empty(4, 8, device="meta"), [8])
+
+
+def test_without_the_fused_kernel_the_host_waits_once_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = model().train()
+    asked: list[str] = []
+    real = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: (asked.append("ends"), real(tensor))[1])
+    tokens, _ = built.backbone(images(2), *pairs([0, 1], [1]))
+    assert len(asked) == len(built.expert_layers)
+    tokens.sum().backward()
+    assert len(asked) == len(built.expert_layers)

@@ -22,9 +22,13 @@ def order_of(lengths: Sequence[int]) -> ExpertOrder:
     return expert_order(expert, torch.arange(len(expert)), len(expert), len(lengths))
 
 
+def runs_of(order: ExpertOrder, rows: Tensor) -> expert_runs.ExpertRuns:
+    return expert_runs.expert_runs(order, expert_runs.ends_on_host(order, rows, [D, H]))
+
+
 def products(order: ExpertOrder, rows: Tensor, right: Tensor, weights: Tensor, bias: Tensor) -> list[Tensor]:
     """What runs write, into buffers that held something else; rows in the order of the assignments."""
-    runs = expert_runs.expert_runs(order, rows, [D, H])
+    runs = runs_of(order, rows)
     linear, biased = (runs.buffer(rows, H).fill_(torch.nan) for _ in range(2))
     outer, sums = torch.full((len(weights), D, H), torch.nan), torch.full((len(weights), H), torch.nan)
     end = 0
@@ -64,7 +68,7 @@ def test_products_of_runs(kernel: bool, lengths: list[int]) -> None:
 @given(lengths=st.lists(st.integers(0, 200), min_size=1, max_size=6))
 def test_lengths_of_one_expert_s_runs_are_few_and_hold_nothing_foreign(lengths: list[int]) -> None:
     order = order_of(lengths)
-    runs = expert_runs.expert_runs(order, torch.empty(0), [D])
+    runs = runs_of(order, torch.empty(0))
     for length, run in zip(lengths, runs, strict=True):
         taken = run.take(torch.ones(sum(lengths), 2), order.row_A)
         assert len(taken) % expert_runs.ROUNDED_TO == 0
@@ -84,7 +88,7 @@ def test_an_idle_expert_s_product_is_zero_whatever_the_kernel_leaves_there(monke
     monkeypatch.setattr(expert_runs, "_has_kernel", lambda *_: True)
     monkeypatch.setattr(F, "grouped_mm", kernel)
     left, right = torch.randn(5, D), torch.randn(5, H)
-    (run,) = expert_runs.expert_runs(order_of([0, 2, 0, 3, 0]), left, [D, H]).runs
+    (run,) = runs_of(order_of([0, 2, 0, 3, 0]), left).runs
     outer, sums = torch.full((5, D, H), torch.nan), torch.full((5, H), torch.nan)
     run.outer(left, right, outer)
     run.column_sums(right, sums)
