@@ -23,6 +23,7 @@ import torch.distributed as dist
 from cluster.doctor import Finding
 from cluster.doctor_port import check_port
 from cluster.env import RankEnv, choose_gpu, detect
+from cluster.places import gather_places, ranks_on_one_gpu
 
 _TIMEOUT = timedelta(seconds=120)
 _MESSAGE_BYTES = 16 * 2**20  # of each rank to all others, in all
@@ -119,19 +120,21 @@ def _print(findings: Sequence[Finding]) -> None:
 
 
 def _join(env: RankEnv) -> torch.device:
-    """Join the world; one GPU per rank where there are GPUs."""
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", choose_gpu(env.local_rank, torch.cuda.device_count()))
-        torch.cuda.set_device(device)
+    """Join the world, which talks by gloo; return this rank's GPU if every rank has one of its own, else the CPU."""
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        "gloo",
         init_method=f"tcp://{env.master_addr}:{env.master_port}",
         rank=env.rank,
         world_size=env.world,
         timeout=_TIMEOUT,
     )
-    return device
+    visible = torch.cuda.device_count()
+    gpu = choose_gpu(env.local_rank, visible) if visible == 1 or env.local_rank < visible else None
+    places = gather_places(gpu)
+    if gpu is None or any(place.gpu is None for place in places) or ranks_on_one_gpu(places):
+        return torch.device("cpu")
+    torch.cuda.set_device(gpu)
+    return torch.device("cuda", gpu)
 
 
 def _exchange_facts(env: RankEnv, token_file: Path) -> list[RankFacts]:
@@ -153,17 +156,18 @@ def _measure_all_to_all(device: torch.device) -> float | None:
     world = dist.get_world_size()
     if world == 1:
         return None
+    group = dist.new_group(backend="nccl", timeout=_TIMEOUT) if device.type == "cuda" else dist.group.WORLD
     sent = torch.zeros(world * (_MESSAGE_BYTES // world), dtype=torch.uint8, device=device)
     received = torch.empty_like(sent)
     seconds = []
     for _ in range(_REPEATS + 1):
         dist.barrier()
         begin = time.perf_counter()
-        dist.all_to_all_single(received, sent)
+        dist.all_to_all_single(received, sent, group=group)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - begin)
-    slowest = torch.tensor(statistics.median(seconds[1:]), dtype=torch.float64, device=device)
+    slowest = torch.tensor(statistics.median(seconds[1:]), dtype=torch.float64)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
     return sent.numel() * (world - 1) / world / float(slowest)
 

@@ -19,8 +19,9 @@ import submitit
 from submitit.core.utils import FailedJobError
 
 from cluster.env import SLURM_PORTS, free_port
+from cluster.exit_status import RETRIED
 from cluster.snapshot import snapshot_code
-from cluster.worker import FAILED_FILE_VARIABLE, RETRIED, TRAIN_ENTRY, TrainJob
+from cluster.worker import FAILED_FILE_VARIABLE, TRAIN_ENTRY, TrainJob
 from configs.atomic import cannot_write, write_text_atomically
 from configs.errors import UserError
 from configs.launch import LaunchConfig, minutes_of

@@ -16,10 +16,10 @@ from types import FrameType
 
 from cluster.cpu import usable_cores
 from cluster.env import RankEnv, free_port, import_variables
+from cluster.exit_status import LOST_STATUS
 from configs.errors import UserError
 
 PARENT_VARIABLE = "MODSQUAD_LAUNCHER_PID"
-LOST_STATUS = 75  # of a rank that has lost another (EX_TEMPFAIL: worth another try)
 STOP_SECONDS = 60.0  # a rank that was asked to stop may first write a checkpoint
 _CAUSE_SECONDS = 3.0  # between the error of one rank and the last exit of those that lost it
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -8,7 +8,6 @@ would be taken for that of a later run of the same job; nor does one that fails,
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,15 +17,11 @@ from types import FrameType
 from typing import NoReturn
 
 from cluster.env import RankEnv, detect
-from cluster.local import LOST_STATUS
+from cluster.exit_status import RETRIED, WARNINGS, end_at_once
 
 TRAIN_ENTRY = "trainer.entry:train_rank"
 FAILED_FILE_VARIABLE = "MODSQUAD_FAILED_FILE"
 """Names the file by which a rank tells the batch script that another try would fail too."""
-WARNINGS = (signal.SIGTERM, signal.SIGUSR2)
-# A rank that was warned or has lost another is worth another try, and so is one that was killed: by a node that failed,
-# or for memory that a neighbour took.
-RETRIED = (LOST_STATUS, *(128 + number for number in (*WARNINGS, signal.SIGKILL)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class TrainJob:
         if status not in (0, *RETRIED):
             _tell_failure(status)
         if status:
-            _leave(status)
+            end_at_once(status)
         return self.config
 
 
@@ -69,10 +64,4 @@ def _tell_failure(status: int) -> None:
 
 def _leave_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """Before training has begun there is nothing to save."""
-    _leave(128 + number)
-
-
-def _leave(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    end_at_once(128 + number)

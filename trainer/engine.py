@@ -70,8 +70,10 @@ def init_distributed(env: RankEnv, parallel: ParallelConfig) -> None:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed 0.19 still gathers ZeRO partitions with what torch 2.13 has renamed.
     warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning)
-    # Otherwise every start on a CPU compiles an operator (a minute; needs a compiler) that training never calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        # Otherwise every start compiles an operator (a minute; needs a compiler) that training never calls. Elsewhere
+        # there is none, and to look at this table is to try what all of DeepSpeed's operators need, with warnings.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     if layout.ep_size in _registered:
         return

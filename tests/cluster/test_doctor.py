@@ -14,6 +14,7 @@ from cluster.doctor import check_machine
 from cluster.doctor_ranks import RankFacts, judge
 from cluster.doctor_start import check_local_ranks, check_slurm_ranks
 from cluster.env import SLURM_PORTS
+from tests.fake_gpus import python_path_with_gpus
 from tests.services.slurm import running_slurm
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,13 @@ def test_ranks_of_this_machine_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "GB/s sent by each of 2 ranks" in findings["all-to-all"].found
     assert re.fullmatch(rf"{socket.gethostname()}:\d+ is free, and all 2 ranks reach it", findings["port"].found)
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_ranks_that_share_a_gpu_exchange_by_gloo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", python_path_with_gpus(tmp_path / "site", 1))
+    findings = {finding.check: finding for finding in check_local_ranks(tmp_path / "runs", 2)}
+    assert {finding.verdict for finding in findings.values()} == {"good"}
+    assert findings["all-to-all"].found.endswith("(gloo)")
 
 
 def test_ranks_of_two_slurm_nodes_meet(slurm: Path, tmp_path: Path) -> None:

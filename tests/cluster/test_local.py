@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.cpu import usable_cores
-from cluster.local import LOST_STATUS, run_ranks
+from cluster.exit_status import LOST_STATUS
+from cluster.local import run_ranks
 from configs.errors import UserError
 
 PRINT_RANK = "import os; print(os.environ['RANK'], os.environ['WORLD_SIZE'], os.environ['OMP_NUM_THREADS'])"

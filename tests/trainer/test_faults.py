@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from cluster.env import RankEnv, free_port
-from cluster.local import LOST_STATUS
+from cluster.exit_status import LOST_STATUS
 from tests.trainer.loop_run import make_shards
 from tests.trainer.noted_training import keys_of_steps
 from tests.trainer.rank_processes import ends, lines_of, start_ranks, wait_for_step

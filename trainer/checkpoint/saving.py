@@ -223,8 +223,10 @@ def _begin(folder: Path, unfinished: Path, state_files: Mapping[str, bytes]) -> 
 
 def _save_tensors(logical: LogicalState, unfinished: Path, group: dist.ProcessGroup) -> None:
     """Write every rank's share. Failures are agreed inside; the same UserError on all ranks."""
+    # Nothing is copied ahead, as all is in host memory: for that torch would open, in this thread, a context on GPU 0.
+    writer = FileSystemWriter(unfinished, per_thread_copy_ahead=0)
     try:
-        save_tensors(logical, storage_writer=FileSystemWriter(unfinished), process_group=group)
+        save_tensors(logical, storage_writer=writer, process_group=group)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
         if isinstance(cause, OSError):

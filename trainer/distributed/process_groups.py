@@ -6,14 +6,13 @@ All are created here, with one timeout, so that no collective can hang for longe
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cluster.cpu import fair_threads, usable_core_numbers
 from cluster.env import RankEnv, choose_gpu
 from cluster.groups import Layout
+from cluster.places import gather_places, ranks_on_one_gpu, threads_of
 from configs.errors import UserError
 from trainer.distributed.meeting import Meeting
 
@@ -45,17 +44,17 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
     CUDA tensors travel by NCCL, those on the CPU (checkpoints, agreements) by gloo.
 
     Raises:
-        UserError: the other ranks did not come in time, or rank 0 cannot be reached.
+        UserError: the other ranks did not come in time, rank 0 cannot be reached, or two ranks have the same GPU.
     """
-    os.environ.update(env.variables())
-    if dist.is_initialized():
-        return
-    backend = "gloo"
+    backend, variables, gpu = "gloo", env.variables(), None
     if torch.cuda.is_available():
         gpu = choose_gpu(env.local_rank, torch.cuda.device_count())
         torch.cuda.set_device(gpu)
-        os.environ["LOCAL_RANK"] = str(gpu)  # by which DeepSpeed chooses
+        variables["LOCAL_RANK"] = str(gpu)  # by which DeepSpeed chooses
         backend = "cpu:gloo,cuda:nccl"
+    os.environ.update(variables)
+    if dist.is_initialized():
+        return
     timeout = timedelta(seconds=timeout_seconds)
     if env.world == 1:
         alone = dist.HashStore()  # type: ignore[attr-defined]  # public, but left out of the type stubs' exports
@@ -71,7 +70,14 @@ def join_world(env: RankEnv, timeout_seconds: float) -> None:
         raise UserError(
             f"rank {env.rank} of {env.world} could not connect to the others: {str(error).splitlines()[0]}"
         ) from error
-    _share_cores()
+    places = gather_places(gpu)
+    if shared := ranks_on_one_gpu(places):
+        raise UserError(
+            f"ranks {shared[0]} and {shared[1]} have the same GPU of {places[shared[0]].machine}: start one rank per "
+            "GPU, or let each see its own (CUDA_VISIBLE_DEVICES)"
+        )
+    if "OMP_NUM_THREADS" not in os.environ:  # neither launcher nor user has seen to it
+        torch.set_num_threads(threads_of(env.rank, places))
 
 
 def current_meeting() -> Meeting | None:
@@ -83,16 +89,6 @@ def leave_meeting() -> None:
     """Let go of the place where the ranks met, after the process groups; does nothing when there is none."""
     while _meeting:
         _meeting.pop().leave()
-
-
-def _share_cores() -> None:
-    """Keep the ranks of each machine from competing for its cores, where neither launcher nor user has seen to it."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    own = os.uname().nodename, usable_core_numbers()
-    places: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(places, own)
-    torch.set_num_threads(fair_threads(own[1], [cores for machine, cores in places if machine == own[0]]))
 
 
 def create_groups(layout: Layout, timeout_seconds: float) -> ProcessGroups:

@@ -8,20 +8,23 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import torch
 import torch.distributed as dist
 
 from cluster.env import RankEnv
-from cluster.local import LOST_STATUS
+from cluster.exit_status import LOST_STATUS, end_at_once
 from configs.errors import UserError
 from configs.schema import ParallelConfig, RunConfig
 from trainer.distributed.agreement import on_each
 from trainer.distributed.interruption import Interrupted
 from trainer.distributed.meeting import named
-from trainer.distributed.process_groups import current_meeting, join_world
+from trainer.distributed.process_groups import current_meeting, join_world, leave_meeting
 from trainer.engine import close_distributed
 
-# In the messages of gloo; NCCL and the store have classes of their own.
+# In messages of gloo's; errors of NCCL and of the store have classes of their own.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out", "Application timeout")
+# In those of NCCL that are about something else.
+_NO_LOSS = re.compile("invalid (usage|argument)|cuda error|ncclInvalid|ncclUnhandledCuda", re.IGNORECASE)
 
 
 def load_on_all(load: Callable[[], RunConfig], env: RankEnv) -> RunConfig:
@@ -62,6 +65,10 @@ def run_to_the_end(action: Callable[[], object], env: RankEnv, *, debug: bool = 
         signal (130, 140, 143) after a signal.
     """
     status = _attempt(action, env, debug)
+    if status == LOST_STATUS and torch.cuda.is_available():
+        # To leave NCCL's groups is to wait for what was asked of them, which the lost rank will not answer.
+        leave_meeting()
+        end_at_once(status)
     close_distributed()
     return status
 
@@ -111,10 +118,14 @@ def _lost_connection(error: BaseException) -> str | None:
     """Return what `error` says about a connection, or None if it says nothing of the kind."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, RuntimeError) and (
-            isinstance(seen, dist.DistError) or any(sign in str(seen) for sign in _LOST)
-        ):
+        if isinstance(seen, RuntimeError) and _tells_of_a_loss(seen):
             # Without gloo's place in its source, and its advice.
             return re.sub(r"^\[\S+\] |\. This is typically.*", "", str(seen).splitlines()[0])
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _tells_of_a_loss(error: RuntimeError) -> bool:
+    if isinstance(error, dist.DistError):
+        return not _NO_LOSS.search(str(error))
+    return any(sign in str(error) for sign in _LOST)

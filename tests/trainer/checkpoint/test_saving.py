@@ -167,3 +167,14 @@ def test_training_on_does_not_reach_what_is_being_saved(stage: int, tmp_path: Pa
     assert restored is not None
     assert restored.state["seen"].equal(torch.zeros(3))
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_save_leaves_gpus_alone(engine: Engine, tmp_path: Path) -> None:
+    # torch's loader for GPUs opens a context on the first one, in whichever thread saves.
+    files = "torch.distributed.checkpoint.filesystem"
+    with (
+        mock.patch(f"{files}.torch.cuda.is_available", return_value=True),
+        mock.patch(f"{files}._OverlappingCpuLoader", side_effect=AssertionError("looks for a GPU")),
+    ):
+        save(tmp_path, engine, step=1, state={}, keep_last=1)
+    assert kept(tmp_path) == [1]

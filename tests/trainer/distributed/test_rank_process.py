@@ -1,6 +1,7 @@
 """A rank's exit: the status, the line, and no process group left."""
 
 import signal
+import sys
 
 import pytest
 import torch.distributed as dist
@@ -52,6 +53,9 @@ def test_our_own_faults_keep_their_traceback() -> None:
             75,
         ),
         (RuntimeError("[gloo] Timed out waiting 1000ms for recv operation to complete"), 75),
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error\nncclRemoteError"), 75),
+        (dist.DistBackendError("NCCL error: invalid usage\nDuplicate GPU detected"), None),
+        (dist.DistBackendError("NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)"), None),
         (ConnectionResetError("Connection reset by peer"), None),  # of a shard that comes over the network
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
     ],
@@ -71,3 +75,18 @@ def test_only_the_loss_of_a_rank_is_worth_another_try(
     (line,) = capsys.readouterr().err.splitlines()
     assert "gloo" not in line
     assert "the same command goes on from the last checkpoint" in line
+
+
+def test_where_there_are_gpus_a_rank_that_lost_another_does_not_wait_for_its_groups(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    module = "trainer.distributed.rank_process"
+    monkeypatch.setattr(f"{module}.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(f"{module}.close_distributed", lambda: pytest.fail("waits"))
+    monkeypatch.setattr(f"{module}.end_at_once", sys.exit)
+    with pytest.raises(SystemExit) as ended:
+        run_to_the_end(fail, RankEnv(rank=1, world=2))
+    assert ended.value.code == 75
