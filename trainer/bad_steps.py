@@ -45,7 +45,8 @@ class BadSteps:
         )
         raise UserError(
             f"no finite gradient in {self._in_a_row} steps in a row, the last one step {step} (images {images.start} "
-            f"to {images.stop - 1} of the plan); {cause}lower optim.lr"
+            f"to {images.stop - 1} of the plan); {cause}train anew with a lower optim.lr (train.init_from takes the "
+            "weights that `modsquad export` writes of this run)"
         )
 
 

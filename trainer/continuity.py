@@ -12,8 +12,9 @@ from trainer.run_files import read_config
 
 # What a run was trained with so far cannot change on the way.
 _FIXED = ("define_tasks", "tasks", "seed", "model", "data", "optim")
-# Where the same data lies (its fingerprint is in the checkpoint), and how many processes load it, may.
-_FREE = ("data.train", "data.val", "data.cache_dir", "data.cache_gib", "data.workers")
+# Where the same data lies (its fingerprint is in the checkpoint), how many processes load it, and how much damage is
+# put up with, may.
+_FREE = ("data.train", "data.val", "data.cache_dir", "data.cache_gib", "data.workers", "data.max_bad_samples")
 
 
 def check_continues(run_dir: Path, config: RunConfig) -> None:

@@ -100,6 +100,7 @@ class Trainer:
             self._placement: AffinePlacement | None = None
             self._place_experts()
             self._batches = self._open_batches()
+            resources.callback(self._close_loader)
             self._resources = resources.pop_all()
 
     def fit(self) -> None:
@@ -130,7 +131,7 @@ class Trainer:
                 if done % self.config.checkpoint.every_steps == 0 or done == steps:
                     self._save()
                     if done < steps and self._place_experts():
-                        self._loader.close()
+                        self._close_loader()
                         self._batches = self._open_batches()
                 if self._validation.is_due(done):
                     self.evaluate(signals)
@@ -148,7 +149,7 @@ class Trainer:
         """
         started, waited, left_out = time.perf_counter(), 0.0, list[Skip]()
         optim, train, parts = self.config.optim, self.config.train, self.parts
-        running_mean = parts.matching.state_dict()
+        running_mean = parts.matching.snapshot()
         parts.engine.set_learning_rate(learning_rate(self.state.steps_done, optim, train.steps))
         scale = float(self.env.world * parts.accumulation)
         passes: list[tuple[torch.Tensor, StepStatistics, tuple[str, ...]]] = []
@@ -258,8 +259,10 @@ class Trainer:
         """Move experts to where the ledger wants them by now; return whether any moved. A collective call."""
         if self.config.parallel.expert_placement == "in_order":
             return False
-        _, routing = self.state.gather(self.parts.engine.world_group, self.env.rank)
-        placement = choose_placement(self.config, routing, self.parts.micro_batch)
+        world = self.parts.engine.world_group
+        _, routing = self.state.gather(world, self.env.rank)
+        # One rank chooses: another kind of CPU may round a tie the other way.
+        placement = on_main(world, lambda: choose_placement(self.config, routing, self.parts.micro_batch))
         if placement is None or placement == self._placement:
             return False
         apply_placement(placement, self.parts.model, self.parts.engine)
@@ -283,11 +286,13 @@ class Trainer:
             homes=self._placement.homes if self._placement else None,
         )
         self._loader = loader
-        self._resources.callback(loader.close)
         if self.env.is_main and (unlabelled := loader.plan.unlabelled):
             total = len(self.parts.train_index)
             self._listener.on_note(f"left out: {unlabelled} of {total} training images, without a label of these tasks")
         return iter(loader)
+
+    def _close_loader(self) -> None:
+        self._loader.close()  # the last one: experts that move have another loader made
 
     def _log(self, outcome: StepOutcome) -> None:
         """Write a line of metrics.jsonl. A collective call."""

@@ -1,6 +1,8 @@
 """Progress of training on the terminal: a live bar, or plain lines where the output is no terminal."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -85,10 +87,53 @@ class LiveProgress:
         self._bar.stop()
 
 
+class ForgivingProgress:
+    """Passes on what it hears until the output breaks: neither a full disk nor a closed pipe shall end a training."""
+
+    def __init__(self, listener: StepListener, console: Console) -> None:
+        """Tell `listener`, which prints to `console`."""
+        self._listener, self._console = listener, console
+        self._broken = False
+
+    def on_start(self, step: int, steps: int) -> None:
+        """Pass it on."""
+        self._pass_on(lambda: self._listener.on_start(step, steps))
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Pass it on."""
+        self._pass_on(lambda: self._listener.on_step(step, metrics))
+
+    def on_note(self, text: str) -> None:
+        """Pass it on."""
+        self._pass_on(lambda: self._listener.on_note(text))
+
+    def on_end(self) -> None:
+        """Pass it on."""
+        self._pass_on(self._listener.on_end)
+
+    def _pass_on(self, tell: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            tell()
+        except OSError:
+            self._broken = True
+            _discard_output(self._console)
+
+
+def _discard_output(console: Console) -> None:
+    """Let what is still printed, or waits to be written at the end of the program, vanish."""
+    with suppress(OSError):  # no file of the system's
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, console.file.fileno())
+        os.close(null)
+
+
 def terminal_progress(images_per_step: int, console: Console | None = None) -> StepListener:
-    """Return the listener that suits `console` (None: standard output)."""
+    """Return the listener that suits `console` (None: standard output), and outlives it."""
     console = console or Console()
-    return (LiveProgress if console.is_terminal else PlainProgress)(console, images_per_step)
+    listener = (LiveProgress if console.is_terminal else PlainProgress)(console, images_per_step)
+    return ForgivingProgress(listener, console)
 
 
 def describe(metrics: Mapping[str, Any], images_per_step: int) -> str:

@@ -19,7 +19,14 @@ def begun(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     "override",
-    ["train.steps=99", "data.workers=4", "data.train=elsewhere", "parallel.ep_size=2", "train.images_per_step=8"],
+    [
+        "train.steps=99",
+        "data.workers=4",
+        "data.train=elsewhere",
+        "data.max_bad_samples=3",
+        "parallel.ep_size=2",
+        "train.images_per_step=8",
+    ],
 )
 def test_length_place_and_layout_may_change(tmp_path: Path, override: str) -> None:
     check_continues(begun(tmp_path), loop_config(tmp_path, override))

@@ -1,5 +1,6 @@
 """The training loop end to end: any number of ranks, killed and resumed, interrupted, gone bad."""
 
+import gc
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from rich.console import Console
 from cluster.env import RankEnv
 from configs.errors import UserError
 from data_pipeline.index import ShardIndex
+from data_pipeline.loader import TrainLoader
 from data_pipeline.reading import read_batch
 from model.routing_stats import RoutingLedger
 from tests.ranks import run_ranks
@@ -366,3 +368,18 @@ def test_the_same_configuration_gives_the_same_bits(tmp_path: Path, alone: RankE
     assert lines == other_lines
     assert scores == other_scores
     assert all(value.equal(other_weights[name]) for name, value in weights.items())
+
+
+def test_a_loader_that_was_replaced_is_let_go(tmp_path: Path, alone: RankEnv) -> None:
+    make_shards(tmp_path)
+    alive: list[int] = []
+
+    class Count(PlainProgress):
+        def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+            gc.collect()
+            alive.append(sum(isinstance(found, TrainLoader) for found in gc.get_objects()))
+
+    config = loop_config(tmp_path, "checkpoint.every_steps=1")
+    with mock.patch.object(Trainer, "_place_experts", return_value=True):
+        Trainer(config, alone, Count(Console(file=io.StringIO()), 4)).fit()
+    assert alive == [1] * 6

@@ -14,6 +14,7 @@ from cluster.placement import LayerPlaces
 from data_pipeline.batch import Batch
 from data_pipeline.planning.dealing import TaskHomes
 from data_pipeline.targets import Prepared, prepare_batch
+from model.mod_squad import ModSquad
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import loop_config, make_shards
 from tests.trainer.parity import Run
@@ -135,3 +136,24 @@ def test_a_run_goes_on_with_the_placement_of_its_checkpoint(
     again = run_ranks(train_counting, 2, affine, AFFINE)
     assert [[pairs for pairs, _ in rank] for rank in again] == [[pairs for pairs, _ in rank[3:]] for rank in noted[1]]
     assert [line["loss"] for line in lines_of(affine)] == [line["loss"] for line in before]
+
+
+def place_differently(rank: int, world: int, folder: Path) -> AffinePlacement | None:
+    """Begin a run on ranks that would choose different places; return this one's."""
+    config = loop_config(folder, *RUN, *AFFINE)
+    names = [layer.name for layer in ModSquad(config.model, config.task_specs, config.data.image_size).expert_layers]
+    order = (0, 2, 1, 3) if rank == 0 else (0, 3, 1, 2)
+    own = AffinePlacement(homes=TaskHomes(2, (0, 1, 2, 3)), layers={name: LayerPlaces(order=order) for name in names})
+    with mock.patch("trainer.loop.choose_placement", return_value=own):
+        trainer = Trainer(config, RankEnv(rank=rank, world=world, local_rank=rank))
+    placement = trainer._placement
+    trainer.close()
+    return placement
+
+
+def test_all_ranks_take_the_places_that_one_has_chosen(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).symlink_to(folders[0] / split)
+    first, second = run_ranks(place_differently, 2, tmp_path)
+    assert first == second
+    assert {places.order for places in first.layers.values()} == {(0, 2, 1, 3)}
