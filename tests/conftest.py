@@ -43,6 +43,10 @@ LONG = (
 )
 
 
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)  # which is another one in every process otherwise
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONG)

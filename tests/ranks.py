@@ -4,7 +4,8 @@ Each rank is a process with one thread and its own copy of the arguments. A rank
 here with its traceback; ranks that hang are ended after `timeout_seconds`.
 
 Ranks are forks of a server that has imported torch and DeepSpeed and does nothing else: a rank that imports them itself
-takes seconds. They share one seed of Python's hashes, unlike those of a launcher (`tests.trainer.rank_processes`).
+takes seconds. They share one seed of Python's hashes, unlike those of a launcher (`tests.trainer.rank_processes`), and each
+starts with the same state of torch's generator.
 """
 
 import functools
@@ -81,6 +82,7 @@ def serve(descriptor: int) -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     while True:
         try:
             call = caller.recv()
