@@ -4,8 +4,8 @@ Each rank is a process with one thread and its own copy of the arguments. A rank
 here with its traceback; ranks that hang are ended after `timeout_seconds`.
 
 Ranks are forks of a server that has imported torch and DeepSpeed and does nothing else: a rank that imports them itself
-takes seconds. They share one seed of Python's hashes, unlike those of a launcher (`tests.trainer.rank_processes`), and each
-starts with the same state of torch's generator.
+takes seconds. They share one seed of Python's hashes, unlike those of a launcher (`tests.trainer.rank_processes`), and
+the first state of torch's generator.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 The only file that imports deepspeed. Mathematics: for any world size, `ep_size` and ZeRO stage a step equals
 torch.optim.AdamW on the mean, over ranks and micro-batches, of the losses given to `backward`, after clipping by the
-norm of the whole gradient (each expert counted once). What DeepSpeed 0.19 needs for that is said where it is done.
+norm of the whole gradient (each expert counted once); in bf16 gradients of micro-batches are also summed in bf16, which
+loses about 0.4 % over 8 and 1.3 % over 64 of them. What DeepSpeed 0.19 needs for that is said where it is done.
 """
 
 import gc
