@@ -42,8 +42,10 @@ def check_local_ranks(folder: Path, ranks: int) -> list[Finding]:
     return _read("".join(output for output, _ in outputs), failed[0] if failed else "")
 
 
-def check_slurm_ranks(folder: Path, *, nodes: int, partition: str | None, minutes: int) -> list[Finding]:
-    """Let one rank on each of `nodes` nodes meet, through srun, and return what they find.
+def check_slurm_ranks(
+    folder: Path, *, nodes: int, partition: str | None, minutes: int, gpus_per_node: int = 0
+) -> list[Finding]:
+    """Let a rank per GPU, or one on each of `nodes` nodes, meet through srun, and return what they find.
 
     Raises:
         UserError: `folder` cannot be written.
@@ -54,8 +56,15 @@ def check_slurm_ranks(folder: Path, *, nodes: int, partition: str | None, minute
     if asked.returncode:
         return [Finding("SLURM", "bad", _last_line(asked.stderr), "ask whether slurmctld is up, and check SLURM_CONF")]
     seen = Finding("SLURM", "good", "; ".join(asked.stdout.split("\n")).strip("; "))
-    options = [f"--nodes={nodes}", "--ntasks-per-node=1", f"--time={minutes}", f"--immediate={60 * minutes}"]
+    options = [
+        f"--nodes={nodes}",
+        f"--ntasks-per-node={gpus_per_node or 1}",
+        f"--time={minutes}",
+        f"--immediate={60 * minutes}",
+    ]
     options.append("--kill-on-bad-exit=1")  # the other ranks would wait for one that cannot meet them
+    if gpus_per_node:
+        options.append(f"--gpus-per-node={gpus_per_node}")
     if partition:
         options.append(f"--partition={partition}")
     with _token(folder) as (file, token):

@@ -101,6 +101,13 @@ def test_ranks_of_two_slurm_nodes_meet(slurm: Path, tmp_path: Path) -> None:
     assert int(port[1]) in SLURM_PORTS
 
 
+def test_a_rank_for_every_gpu_that_is_asked_for(slurm: Path, tmp_path: Path) -> None:
+    found = check_slurm_ranks(tmp_path, nodes=2, partition="normal", minutes=2, gpus_per_node=2)
+    assert {finding.check: finding for finding in found}["ranks"].found.startswith("4 met")
+    *_, last = check_slurm_ranks(tmp_path, nodes=1, partition="normal", minutes=1, gpus_per_node=3)
+    assert last.verdict == "bad"
+
+
 def test_a_port_that_is_taken_on_the_first_node_is_found_out(
     slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

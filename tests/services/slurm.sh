@@ -62,6 +62,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
+GresTypes=gpu
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
 MpiDefault=none
@@ -76,7 +77,7 @@ MailProg=/bin/true
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 $(if [ "$accounting" ]; then accounting_lines $((port + 9)); else plain_lines; fi)
 $(for i in $(seq $nodes); do
-    echo "NodeName=node$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=4 RealMemory=8000 State=UNKNOWN"
+    echo "NodeName=node$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN"
 done)
 PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=scavenge Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
@@ -84,6 +85,8 @@ PartitionName=spot Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMod
 CONF
     # slurmd loads a cgroup plugin whatever the rest says; version 1 starts without any cgroup file system.
     printf 'CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n' >"$root/cgroup.conf"
+    # Two GPUs, for counting: SLURM wants a device of each.
+    printf 'Name=gpu File=%s\n' /dev/null /dev/zero >"$root/gres.conf"
     : >"$root/plugstack.conf"
     echo "PlugStackConfig=$root/plugstack.conf" >>"$SLURM_CONF"
 }

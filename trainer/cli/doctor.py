@@ -21,6 +21,7 @@ def doctor(
     slurm: Annotated[bool, typer.Option("--slurm", help="Let ranks meet on nodes of the cluster instead.")] = False,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, with --slurm.")] = 2,
     partition: Annotated[str | None, typer.Option(help="Partition, with --slurm.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=0, help="GPUs to ask for, a rank for each, with --slurm.")] = 0,
     minutes: Annotated[int, typer.Option(min=1, help="Longest wait for the nodes, with --slurm.")] = 10,
 ) -> None:
     """Check that this machine, or this cluster, is fit to train; every line says what to do. Status 2: it is not."""
@@ -29,7 +30,9 @@ def doctor(
 
     findings = list(check_machine(run_folder))
     if slurm:
-        findings += check_slurm_ranks(run_folder, nodes=nodes, partition=partition, minutes=minutes)
+        findings += check_slurm_ranks(
+            run_folder, nodes=nodes, partition=partition, minutes=minutes, gpus_per_node=gpus_per_node
+        )
     else:
         findings += check_local_ranks(run_folder, ranks)
     Console().print(_table(findings))
