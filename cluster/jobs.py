@@ -8,6 +8,10 @@ from configs.errors import UserError
 
 _ANSWER_SECONDS = 30.0
 _FIELDS = 6
+# All other states (squeue(1), "JOB STATE CODES") pass, such as SIGNALING, in which a job is that is being warned.
+_OVER = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT UNKNOWN".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +37,7 @@ class JobState:
     @property
     def is_over(self) -> bool:
         """Whether it neither runs nor will."""
-        return self.state not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "STOPPED")
+        return self.state in _OVER
 
 
 def job_state(job_id: str) -> JobState:

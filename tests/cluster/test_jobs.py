@@ -122,6 +122,15 @@ def test_the_status_command_shows_them(jobs: dict[str, str], tmp_path: Path) -> 
 
 def test_a_job_that_accounting_does_not_know_is_unknown(jobs: dict[str, str]) -> None:
     assert job_state("999999") == JobState(state="UNKNOWN")
+    assert JobState(state="UNKNOWN").is_over
+
+
+@pytest.mark.parametrize(
+    ("state", "over"),
+    [("SIGNALING", False), ("COMPLETING", False), ("REQUEUE_HOLD", False), ("TIMEOUT", True), ("OUT_OF_MEMORY", True)],
+)
+def test_a_job_that_is_warned_or_held_is_not_over(state: str, over: bool) -> None:
+    assert JobState(state=state).is_over == over
 
 
 def test_accounting_that_does_not_answer_is_named(slurm: Path, jobs: dict[str, str]) -> None:

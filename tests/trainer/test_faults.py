@@ -24,7 +24,8 @@ from trainer.distributed.meeting import named
 pytestmark = pytest.mark.faults
 
 ENDLESS = ("train.steps=100000", "checkpoint.every_steps=3", "parallel.ep_size=2", "train.log_every_steps=1")
-TIMEOUT_SECONDS = 8.0
+TIMEOUT_SECONDS = 12.0  # ranks that start on a busy machine are seconds apart
+PAUSE_SECONDS = 4.0
 QUICK = f"parallel.timeout_seconds={TIMEOUT_SECONDS}"
 SPOILED = (sys.executable, "-m", "tests.trainer.spoiled_training")
 
@@ -100,17 +101,17 @@ def test_a_slow_rank_is_waited_for_and_changes_no_number(folder: Path, started: 
         for split in ("train", "val"):
             (run / split).symlink_to(folder / split)
         with mock.patch.dict(os.environ, STOP_AFTER="40"):
-            started += start_ranks(run, 2, *ENDLESS, QUICK)
+            started += start_ranks(run, 2, *ENDLESS)
     slow = started[2:]
     wait_for_step(runs[1] / "run", 3, slow)
     slow[1].send_signal(signal.SIGSTOP)
-    time.sleep(TIMEOUT_SECONDS / 2)
+    time.sleep(PAUSE_SECONDS)
     slow[1].send_signal(signal.SIGCONT)
     assert [status for status, _ in ends(started)] == [143] * 4
 
     undisturbed, slowed = (lines_of(run / "run") for run in runs)
     assert [line["step"] for line in slowed] == list(range(1, 41))
-    assert max(after["time"] - before["time"] for before, after in pairwise(slowed)) > TIMEOUT_SECONDS / 2 - 1
+    assert max(after["time"] - before["time"] for before, after in pairwise(slowed)) > PAUSE_SECONDS - 1
     times = {"time", "step_seconds", "data_wait_seconds"}
     for line, other in zip(slowed, undisturbed, strict=True):
         assert {key: line[key] for key in line.keys() - times} == {key: other[key] for key in other.keys() - times}
