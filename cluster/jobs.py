@@ -10,7 +10,19 @@ _ANSWER_SECONDS = 30.0
 _FIELDS = 6
 # All other states (squeue(1), "JOB STATE CODES") pass, such as SIGNALING, in which a job is that is being warned.
 _OVER = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT UNKNOWN".split()
+    [
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+        "UNKNOWN",
+    ]
 )
 
 
