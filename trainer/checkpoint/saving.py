@@ -248,6 +248,8 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest) -> str:
     """Turn the hidden folder into a checkpoint and name it in `latest`; return what that named before."""
     folder = final.parent
     before = read_pointer(folder)
+    if missing := [name for name in manifest.files if not (unfinished / name).exists()]:
+        raise storage_error(f"rank 0 does not see {missing[0]}, which another rank has written")
     write_durably(unfinished / MANIFEST, manifest.model_dump_json(indent=1).encode())
     sync_folder(unfinished)
     with atomic_path(folder / LATEST) as pointer:  # written first, in case there is no space left, and moved last

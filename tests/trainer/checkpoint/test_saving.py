@@ -13,6 +13,7 @@ from configs.errors import UserError
 from configs.schema import CheckpointConfig
 from tests.trainer.worlds import Case, engine_on, launched, whole_state, world_of_one
 from trainer.checkpoint import saving
+from trainer.checkpoint.files import FileEntry
 from trainer.checkpoint.reading import load_latest
 from trainer.checkpoint.saving import CheckpointSaver, save
 from trainer.engine import Engine
@@ -142,6 +143,21 @@ def test_without_async_save_a_checkpoint_is_complete_at_once(engine: Engine, tmp
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match="cannot use the checkpoint folder"):
         saver.save(4, {})
+
+
+def test_a_file_that_another_rank_wrote_elsewhere_makes_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
+    def describe(
+        unfinished: Path, rank: int, real: Callable[..., Any] = saving._describe_share
+    ) -> dict[str, FileEntry]:
+        return {**real(unfinished, rank), "__1_0.distcp": FileEntry(bytes=1, sha256="0")}
+
+    save_steps(tmp_path, engine, [1], keep_last=1)
+    with (
+        mock.patch("trainer.checkpoint.saving._describe_share", describe),
+        pytest.raises(UserError, match=r"rank 0 does not see __1_0\.distcp"),
+    ):
+        save_steps(tmp_path, engine, [2], keep_last=1)
+    assert kept(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("stage", [0, 1])
