@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from configs.errors import UserError
 
@@ -62,6 +63,21 @@ def naming_storage_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(error) from error
+
+
+@contextmanager
+def naming_tensor_errors() -> Iterator[None]:
+    """Turn torch's error about the sharded tensors, which no `except Exception` catches, into one that callers handle.
+
+    A user error if a file is the cause, else a RuntimeError with its cause; the same on all ranks, as torch agrees.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        if isinstance(cause, OSError):
+            raise storage_error(cause) from None
+        raise RuntimeError(str(error)) from cause
 
 
 def storage_error(cause: object) -> UserError:

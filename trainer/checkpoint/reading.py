@@ -21,7 +21,14 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
-from trainer.checkpoint.files import Manifest, find_damage, naming_storage_errors, read_manifest, read_state
+from trainer.checkpoint.files import (
+    Manifest,
+    find_damage,
+    naming_storage_errors,
+    naming_tensor_errors,
+    read_manifest,
+    read_state,
+)
 from trainer.distributed.agreement import on_all, on_main
 from trainer.engine import Engine
 
@@ -92,7 +99,7 @@ def read_weights(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
             continue
         sizes = {name: size for name, size in _stored_sizes(folder).items() if name.startswith("master.")}
         tensors: dict[str, Any] = {name: torch.empty(size) for name, size in sizes.items()}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), naming_tensor_errors():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is, on purpose
             load_tensors(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
         manifest = read_manifest(folder)
@@ -135,7 +142,8 @@ def _restore(folder: Path, engine: Engine) -> None:
             f"{folder} holds another model: {name} is {_shape(stored.get(name))} there and {_shape(sizes.get(name))} "
             "in this configuration; resume with the configuration of that run, or choose another run_dir"
         )
-    load_tensors(logical, storage_reader=FileSystemReader(folder), process_group=engine.world_group)
+    with naming_tensor_errors():
+        load_tensors(logical, storage_reader=FileSystemReader(folder), process_group=engine.world_group)
     engine.load_logical_state(logical)
 
 

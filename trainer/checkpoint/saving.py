@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -30,6 +29,7 @@ from trainer.checkpoint.files import (
     describe_file,
     encode_state,
     naming_storage_errors,
+    naming_tensor_errors,
     storage_error,
     write_durably,
 )
@@ -56,13 +56,14 @@ class CheckpointSaver:
         """Save states of `engine` to `run_dir`; `on_saved` hears of each complete one, in the caller's thread."""
         self._run_dir, self._engine, self._config, self._on_saved = run_dir, engine, config, on_saved
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Wait for the save before, then start that of `step`; without `async_save`, finish it.
 
         Raises:
             UserError: this save or the one before could not be written; the same on all ranks.
+            RuntimeError: torch failed at either for another reason, such as memory; the same on all ranks.
         """
         self.wait()
         copied = _copy(self._run_dir, self._engine, step, state)
@@ -78,7 +79,7 @@ class CheckpointSaver:
         """Raise what a save in the background has met, once all ranks know; one number on the CPU while there is one.
 
         Raises:
-            UserError: see `save`.
+            UserError, RuntimeError: see `save`.
         """
         if self._thread is None:
             return
@@ -91,7 +92,7 @@ class CheckpointSaver:
         """Wait until the checkpoint that was begun is complete.
 
         Raises:
-            UserError: see `save`.
+            UserError, RuntimeError: see `save`.
         """
         if self._thread is None:
             return
@@ -110,7 +111,7 @@ class CheckpointSaver:
     def _run(self, write: partial[Path]) -> None:
         try:
             write()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, a save that failed must not count as done
             self._error = error
 
 
@@ -130,6 +131,7 @@ def save(
 
     Raises:
         UserError: no space, or the folder cannot be written; the same on all ranks. Earlier checkpoints are intact.
+        RuntimeError: torch failed for another reason, such as memory; likewise.
     """
     return _write(_copy(run_dir, engine, step, state), keep_last, keep_every)
 
@@ -222,14 +224,12 @@ def _begin(folder: Path, unfinished: Path, state_files: Mapping[str, bytes]) -> 
 
 
 def _save_tensors(logical: LogicalState, unfinished: Path, group: dist.ProcessGroup) -> None:
-    """Write every rank's share. Failures are agreed inside; the same UserError on all ranks."""
+    """Write every rank's share. Failures are agreed inside; the same error on all ranks."""
     try:
-        save_tensors(logical, storage_writer=FileSystemWriter(unfinished), process_group=group)
-    except CheckpointException as error:
-        cause, _ = next(iter(error.failures.values()))
-        if isinstance(cause, OSError):
-            raise storage_error(cause) from None
-        if any(writer in str(cause) for writer in _ARCHIVE_WRITERS):
+        with naming_tensor_errors():
+            save_tensors(logical, storage_writer=FileSystemWriter(unfinished), process_group=group)
+    except RuntimeError as error:
+        if any(writer in str(error.__cause__) for writer in _ARCHIVE_WRITERS):
             raise storage_error("a file could not be written whole") from None
         raise
 

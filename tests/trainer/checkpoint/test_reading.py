@@ -162,6 +162,21 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over(engine: Engine, tmp_pat
     assert "Input/output error" in restored.damaged[0]
 
 
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [(MemoryError("no memory"), RuntimeError), (OSError(errno.ESTALE, "Stale file handle"), UserError)],
+)
+def test_tensors_that_cannot_be_read_are_an_error_that_callers_handle(
+    engine: Engine, tmp_path: Path, cause: Exception, told: type[Exception]
+) -> None:
+    save_steps(tmp_path, engine, [1])
+    with mock.patch("trainer.checkpoint.reading.FileSystemReader.read_data", side_effect=cause):
+        with pytest.raises(told, match=str(cause.args[-1])):
+            load_latest(tmp_path, engine)
+        with pytest.raises(told, match=str(cause.args[-1])):
+            read_weights(tmp_path)
+
+
 @pytest.mark.parametrize("pointer", ["", "step_00000000", "nonsense"])
 def test_a_pointer_to_nothing_never_hides_good_checkpoints(engine: Engine, tmp_path: Path, pointer: str) -> None:
     save_steps(tmp_path, engine, [1, 2])

@@ -110,6 +110,33 @@ def test_an_error_in_the_background_of_one_rank_reaches_all_at_the_same_step() -
     assert first["names"] == ["latest", "step_00000002", "step_00000005"]
 
 
+def save_and_wait(saver: CheckpointSaver) -> None:
+    saver.save(1, {})
+    saver.wait()
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("error", [MemoryError("no memory"), SystemExit("a library's")], ids=["error", "exit"])
+def test_what_is_no_fault_of_the_storage_ends_the_save_too(
+    engine: Engine, tmp_path: Path, error: BaseException, async_save: bool
+) -> None:
+    saver = CheckpointSaver(tmp_path, engine, CheckpointConfig(async_save=async_save), lambda: pytest.fail("not saved"))
+    with (
+        mock.patch("trainer.checkpoint.saving.FileSystemWriter.write_data", side_effect=error),
+        pytest.raises(RuntimeError, match=str(error)) as caught,
+    ):
+        save_and_wait(saver)
+    assert type(caught.value.__cause__) is type(error)
+    assert kept(tmp_path) == []
+
+
+def test_what_a_thread_ends_with_is_raised(engine: Engine, tmp_path: Path) -> None:
+    saver = CheckpointSaver(tmp_path, engine, CheckpointConfig(), lambda: pytest.fail("not saved"))
+    failing = mock.patch("trainer.checkpoint.saving._begin", side_effect=GeneratorExit("no Exception"))
+    with failing, pytest.raises(GeneratorExit):
+        save_and_wait(saver)
+
+
 def test_a_second_save_and_the_end_wait_for_the_first(engine: Engine, tmp_path: Path) -> None:
     order: list[str] = []
     saver = CheckpointSaver(tmp_path, engine, CheckpointConfig(keep_last=5), lambda: order.append("complete"))
