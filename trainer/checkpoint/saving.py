@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from configs.atomic import atomic_path, sync_folder
+from configs.errors import UserError
 from configs.schema import CheckpointConfig
 from trainer.checkpoint.files import (
     MANIFEST,
@@ -126,7 +127,8 @@ def save(
         step: replaces a checkpoint of the same step.
         state: JSON values and tensors; rank 0's is saved, so it must hold for all ranks.
         keep_last: intact checkpoints to keep, this one included. Older ones go, and those that a run which fell back to
-            an earlier one has abandoned. Those that may stay are read again first, each rank a share of the files.
+            an earlier one has abandoned. Those that may stay are read again first, each rank a share of the files;
+            one that cannot be read at the moment stays beside them.
         keep_every: checkpoints of steps that this divides are kept as well.
 
     Raises:
@@ -199,15 +201,24 @@ def _prune(
     names = on_main(group, lambda: [path.name for path in complete_folders(folder)])
     newest = before if before in names else final.name  # it may name one that was removed by hand
     older = [name for name in names if name <= newest and name < final.name]
-    kept = {final.name}
-    while older and len(kept) < keep_last:
+    kept, intact = {final.name}, 1
+    while older and intact < keep_last:
         name = older.pop(0)
-        found = on_all(group, partial(check_share, folder / name, dist.get_rank(group), dist.get_world_size(group)))
-        if not any(found):
+        found = on_all(group, partial(_inspect, folder / name, dist.get_rank(group), dist.get_world_size(group)))
+        if "damaged" not in found:
             kept.add(name)
+            intact += "unreadable" not in found
     if keep_every is not None:
         kept |= {name for name in older if checkpoint_step(name) % keep_every == 0}
     on_main(group, lambda: _remove([folder / name for name in names if name not in kept], folder))
+
+
+def _inspect(folder: Path, share: int, shares: int) -> Literal["intact", "damaged", "unreadable"]:
+    """Say what `check_share` finds; what cannot be read now may be as good as ever."""
+    try:
+        return "damaged" if check_share(folder, share, shares) else "intact"
+    except UserError:
+        return "unreadable"
 
 
 @naming_storage_errors()
@@ -223,6 +234,7 @@ def _begin(folder: Path, unfinished: Path, state_files: Mapping[str, bytes]) -> 
         write_durably(unfinished / name, content)
 
 
+@naming_storage_errors()
 def _save_tensors(logical: LogicalState, unfinished: Path, group: dist.ProcessGroup) -> None:
     """Write every rank's share. Failures are agreed inside; the same error on all ranks."""
     try:

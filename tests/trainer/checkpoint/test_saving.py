@@ -1,5 +1,7 @@
 """Which checkpoints stay, and saves in the background."""
 
+import errno
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from configs.errors import UserError
 from configs.schema import CheckpointConfig
 from tests.trainer.worlds import Case, engine_on, launched, whole_state, world_of_one
 from trainer.checkpoint import saving
-from trainer.checkpoint.files import FileEntry
+from trainer.checkpoint.files import FileEntry, describe_file
 from trainer.checkpoint.reading import load_latest
 from trainer.checkpoint.saving import CheckpointSaver, save
 from trainer.engine import Engine
@@ -57,6 +59,20 @@ def test_a_damaged_checkpoint_does_not_count_as_one_of_the_last(engine: Engine, 
     restored = load_latest(tmp_path, engine)
     assert restored is not None
     assert restored.step == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_beside_the_last(engine: Engine, tmp_path: Path) -> None:
+    save_steps(tmp_path, engine, [1, 2, 3], keep_last=3)
+    failing = itertools.count()
+
+    def describe(path: Path, real: Callable[[Path], FileEntry] = describe_file) -> FileEntry:
+        if next(failing) == 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    with mock.patch("trainer.checkpoint.files.describe_file", describe):
+        save_steps(tmp_path, engine, [4], keep_last=2)
+    assert kept(tmp_path) == [2, 3, 4]
 
 
 def test_a_run_that_fell_back_abandons_what_is_newer_and_keeps_what_it_came_from(
