@@ -5,9 +5,11 @@ A checkpoint goes into a hidden folder beside its place, is made durable, descri
 rank is agreed between all, so that none waits for another.
 """
 
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -225,10 +227,10 @@ def _inspect(folder: Path, share: int, shares: int) -> Literal["intact", "damage
 def _begin(folder: Path, unfinished: Path, state_files: Mapping[str, bytes]) -> None:
     """Make an empty hidden folder, sweep out those of killed saves, and write the loop's state."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f".*{_PARTIAL}"):
-        shutil.rmtree(stale)
+    _sweep(folder)
     for stale in folder.glob(f".{LATEST}.*"):  # as `atomic_path` names them
-        stale.unlink()
+        with suppress(OSError):
+            stale.unlink()
     unfinished.mkdir()
     for name, content in state_files.items():
         write_durably(unfinished / name, content)
@@ -267,7 +269,7 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest) -> str:
     with atomic_path(folder / LATEST) as pointer:  # written first, in case there is no space left, and moved last
         pointer.write_text(f"{final.name}\n")
         if final.exists():  # the run fell back to an earlier one; this one stays until the new one is in place
-            final.rename(folder / f".{final.name}.replaced{_PARTIAL}")
+            _hide(final)
         unfinished.rename(final)
         sync_folder(folder)
     return before
@@ -275,8 +277,19 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest) -> str:
 
 @naming_storage_errors()
 def _remove(doomed: list[Path], folder: Path) -> None:
-    """Remove checkpoints, each first out of sight: what is left of one that is half removed must not look damaged."""
+    """Remove checkpoints, each first out of sight: what is left of one that is half removed must not look damaged.
+
+    What cannot be removed now, as NFS keeps a file that somebody reads, goes with a later save.
+    """
     for path in doomed:
-        path.rename(folder / f".{path.name}.old{_PARTIAL}")
+        _hide(path)
+    _sweep(folder)
+
+
+def _hide(path: Path) -> None:
+    path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"))
+
+
+def _sweep(folder: Path) -> None:
     for path in folder.glob(f".*{_PARTIAL}"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)

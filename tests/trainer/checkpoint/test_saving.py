@@ -75,6 +75,20 @@ def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_beside_the_last(en
     assert kept(tmp_path) == [2, 3, 4]
 
 
+def test_what_cannot_be_removed_at_the_moment_goes_with_a_later_save(engine: Engine, tmp_path: Path) -> None:
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and not ignore_errors:  # as on NFS while another process reads a file of it
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+    save_steps(tmp_path, engine, [1, 2], keep_last=2)
+    with mock.patch("trainer.checkpoint.saving.shutil.rmtree", remove):
+        save_steps(tmp_path, engine, [3, 2, 4, 3, 5], keep_last=1)  # as a run that falls back does
+    assert kept(tmp_path) == [5]
+    assert len(list((tmp_path / "checkpoints").glob(".*"))) == 6
+    save_steps(tmp_path, engine, [6], keep_last=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000006"]
+
+
 def test_a_run_that_fell_back_abandons_what_is_newer_and_keeps_what_it_came_from(
     engine: Engine, tmp_path: Path
 ) -> None:
