@@ -37,6 +37,7 @@ from trainer.journal import append_line, finite, truncate_lines
 from trainer.objective import StepStatistics
 from trainer.optim import learning_rate
 from trainer.progress import StepListener, terminal_progress
+from trainer.run_files import remove_later_files
 from trainer.run_lock import lock_run
 from trainer.run_state import RunState
 from trainer.skipped import SkipRecorder, describe_skips
@@ -236,6 +237,7 @@ class Trainer:
                 self._listener.on_note(f"passed over a damaged checkpoint: {problem}")
         self._on_main_alone(lambda: write_text_atomically(self.run_dir / "config.yaml", dump_config(self.config)))
         self._on_main_alone(lambda: truncate_lines(self.run_dir, self.state.steps_done))
+        self._on_main_alone(lambda: remove_later_files(self.run_dir, self.state.steps_done))
 
     def _serve_metrics(self) -> Telemetry:
         """Serve this rank's metrics; if one rank cannot, all raise. A collective call."""
