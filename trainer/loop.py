@@ -26,7 +26,7 @@ from trainer.assembly import assemble
 from trainer.bad_steps import BadSteps
 from trainer.checkpoint.reading import load_latest
 from trainer.checkpoint.saving import CheckpointSaver
-from trainer.continuity import check_continues, check_same_on_all
+from trainer.continuity import check_continues, check_folder_shared, check_same_on_all
 from trainer.distributed.affine_placement import AffinePlacement, apply_placement, choose_placement
 from trainer.distributed.agreement import on_each, on_main
 from trainer.distributed.interruption import Interrupted, StopSignals
@@ -37,6 +37,7 @@ from trainer.journal import append_line, finite, truncate_lines
 from trainer.objective import StepStatistics
 from trainer.optim import learning_rate
 from trainer.progress import StepListener, terminal_progress
+from trainer.run_files import remove_later_files
 from trainer.run_lock import lock_run
 from trainer.run_state import RunState
 from trainer.skipped import SkipRecorder, describe_skips
@@ -66,12 +67,13 @@ class Trainer:
             UserError: the configuration does not fit the world, the shards, or the run that the folder holds.
         """
         self.config, self.env, self.run_dir = config, env, Path(config.run_dir)
-        check_continues(self.run_dir, config)
         if config.data.workers:
             start_worker_server()
         init_distributed(env, config.parallel)
         assert dist.group.WORLD is not None, "init_distributed has made it"
         check_same_on_all(config, dist.group.WORLD)
+        # Before rank 0 has made the folder the others do not look there: NFS would remember for them that it is absent.
+        on_main(dist.group.WORLD, lambda: check_continues(self.run_dir, config))
         self._listener = listener or terminal_progress(config.train.images_per_step)
         self._saved_step = -1
         self._line: dict[str, Any] = {}
@@ -216,9 +218,10 @@ class Trainer:
         self._resources.close()
 
     def _lock(self) -> None:
-        """Keep other runs out of the folder; rank 0 does so, and every rank raises if it cannot."""
+        """Keep other runs out of the folder, and ranks that have another one; every rank raises if rank 0 cannot."""
         assert dist.group.WORLD is not None, "init_distributed has made it"
         on_main(dist.group.WORLD, lambda: self._resources.enter_context(lock_run(self.run_dir)))
+        check_folder_shared(self.run_dir, dist.group.WORLD)
 
     def _on_main_alone(self, write: Callable[[], object]) -> None:
         """Run `write` on rank 0; if it fails, all ranks raise. A collective call."""
@@ -235,6 +238,7 @@ class Trainer:
                 self._listener.on_note(f"passed over a damaged checkpoint: {problem}")
         self._on_main_alone(lambda: write_text_atomically(self.run_dir / "config.yaml", dump_config(self.config)))
         self._on_main_alone(lambda: truncate_lines(self.run_dir, self.state.steps_done))
+        self._on_main_alone(lambda: remove_later_files(self.run_dir, self.state.steps_done))
 
     def _serve_metrics(self) -> Telemetry:
         """Serve this rank's metrics; if one rank cannot, all raise. A collective call."""

@@ -1,7 +1,8 @@
 """What a run folder holds, read back: configuration, logged steps, evaluations, routing ledgers, gradient conflicts.
 
-Only reads; whatever is absent is None or empty, so that a caller can name it as missing. Files that exist but do not
-parse are user errors with the file's name: they were edited or torn.
+Whatever is absent is None or empty, so that a caller can name it as missing. Files that exist but do not parse are user
+errors with the file's name: they were edited or torn. Evaluations, ledgers and conflicts are one file per step, named
+here, and removed here when the step is no longer part of the run.
 """
 
 import json
@@ -11,10 +12,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from configs.atomic import cannot_write
 from configs.errors import UserError
 from configs.load import load_config
 from configs.schema import RunConfig
 from model.routing_stats import RoutingLedger
+
+_EVALUATION, _ROUTING, _CONFLICT = "evaluation", "routing", "conflict"
 
 # JSON has no NaN: writers put null where a number could not be computed.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -143,13 +147,47 @@ def read_steps(run_dir: Path) -> list[StepRecord]:
     return records
 
 
+def evaluation_path(run_dir: Path, step: int, split: str) -> Path:
+    """Return `RUN/evaluation/step_XXXXXXXX_<split>.json`."""
+    return run_dir / _EVALUATION / f"{_step_name(step)}_{split}.json"
+
+
+def ledger_path(run_dir: Path, step: int) -> Path:
+    """Return `RUN/routing/step_XXXXXXXX.json`."""
+    return run_dir / _ROUTING / f"{_step_name(step)}.json"
+
+
+def conflict_path(run_dir: Path, step: int) -> Path:
+    """Return `RUN/conflict/step_XXXXXXXX.json`."""
+    return run_dir / _CONFLICT / f"{_step_name(step)}.json"
+
+
+def _step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def remove_later_files(run_dir: Path, step: int) -> None:
+    """Remove evaluations, routing ledgers and gradient conflicts of later steps than `step`.
+
+    Raises:
+        UserError: one of them cannot be removed.
+    """
+    for folder in (_EVALUATION, _ROUTING, _CONFLICT):
+        for path in (run_dir / folder).glob("step_" + "[0-9]" * 8 + "*.json"):
+            if int(path.name.removeprefix("step_")[:8]) > step:
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise cannot_write(path, error) from error
+
+
 def read_latest_evaluation(run_dir: Path, split: str = "val") -> EvaluationRecord | None:
     """Return the evaluation of the highest step on `split`, or None.
 
     Raises:
         UserError: the file does not parse.
     """
-    files = sorted((run_dir / "evaluation").glob(f"step_*_{split}.json"))
+    files = sorted((run_dir / _EVALUATION).glob(f"step_*_{split}.json"))
     return parse(EvaluationRecord, read_text(files[-1]), str(files[-1])) if files else None
 
 
@@ -159,19 +197,30 @@ def read_latest_ledger(run_dir: Path) -> tuple[int, RoutingLedger] | None:
     Raises:
         UserError: the file does not parse, or has another format version.
     """
-    path = max((run_dir / "routing").glob("step_*.json"), default=None)
-    if path is None:
-        return None
+    path = max((run_dir / _ROUTING).glob("step_*.json"), default=None)
+    return None if path is None else (int(path.stem.removeprefix("step_")), _read_ledger(path))
+
+
+def read_ledger(run_dir: Path, step: int) -> RoutingLedger | None:
+    """Return the routing ledger of an evaluation of `step`, or None.
+
+    Raises:
+        UserError: see `read_latest_ledger`.
+    """
+    path = ledger_path(run_dir, step)
+    return _read_ledger(path) if path.is_file() else None
+
+
+def _read_ledger(path: Path) -> RoutingLedger:
     values = parse_json(read_text(path), str(path))
     try:
-        ledger = RoutingLedger.from_json(values)
+        return RoutingLedger.from_json(values)
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing; evaluate the run again") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (AttributeError, IndexError, OverflowError, RuntimeError, TypeError, ValueError):
         raise UserError(f"{path} is damaged; evaluate the run again") from None
-    return int(path.stem.removeprefix("step_")), ledger
 
 
 def read_latest_conflict(run_dir: Path) -> ConflictRecord | None:
@@ -180,7 +229,7 @@ def read_latest_conflict(run_dir: Path) -> ConflictRecord | None:
     Raises:
         UserError: the file does not parse.
     """
-    path = max((run_dir / "conflict").glob("step_*.json"), default=None)
+    path = max((run_dir / _CONFLICT).glob("step_*.json"), default=None)
     return parse(ConflictRecord, read_text(path), str(path)) if path else None
 
 

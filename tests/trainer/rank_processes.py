@@ -11,13 +11,22 @@ from typing import Any
 
 from cluster.env import RankEnv, free_port
 
+_ROOT = Path(__file__).parent.parent.parent
 PROGRAM = (sys.executable, "-m", "tests.trainer.noted_training")
 
 
 def start_ranks(
-    folder: Path, ranks: int, *overrides: str, program: Sequence[str] = PROGRAM, only: Sequence[int] | None = None
+    folder: Path,
+    ranks: int,
+    *overrides: str,
+    program: Sequence[str] = PROGRAM,
+    only: Sequence[int] | None = None,
+    working_folders: Sequence[Path] | None = None,
 ) -> list[subprocess.Popen[str]]:
-    """Start ranks of `program` (all, or `only` some) that train on the shards in `folder`; stderr is a pipe."""
+    """Start ranks of `program` (all, or `only` some) that train on the shards in `folder`; stderr is a pipe.
+
+    They work in this process's folder, or each in its own of `working_folders`.
+    """
     port = free_port()
     return [
         subprocess.Popen(
@@ -27,7 +36,9 @@ def start_ranks(
                 **RankEnv(rank=rank, world=ranks, local_rank=rank, master_port=port).variables(),
                 "OMP_NUM_THREADS": "1",
                 "TORCH_CPP_LOG_LEVEL": "ERROR",
+                "PYTHONPATH": str(_ROOT),
             },
+            cwd=working_folders[rank] if working_folders else None,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,

@@ -239,6 +239,18 @@ def test_a_second_run_in_the_folder_is_refused_until_the_first_is_gone_however_i
     assert ends(third)[0][0] == 0
 
 
+def test_ranks_with_a_run_folder_each_end_at_the_start(folder: Path, started: list[subprocess.Popen[str]]) -> None:
+    places = [folder / "one", folder / "two"]
+    for place in places:
+        place.mkdir()
+    started += start_ranks(folder, 2, "run_dir=run", working_folders=places)
+    results = ends(started)
+    assert [status for status, _ in results] == [2, 2]
+    (line,) = spoken([said for _, said in results])
+    assert f"rank 1 does not see what rank 0 writes to the run folder ({places[1]}/run on " in line
+    assert not (places[1] / "run").exists()
+
+
 def test_what_is_not_finite_on_one_rank_is_skipped_by_all_and_named_where_it_goes_on(folder: Path) -> None:
     """Rank 1 spoils the loss of step 3 and the gradient of step 5; from step 7 on every loss."""
     options = ("train.steps=20", "parallel.ep_size=2", "train.max_bad_steps=3", "checkpoint.every_steps=2")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from cluster.env import RankEnv
+from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import TrainLoader
@@ -32,7 +34,9 @@ from trainer.evaluation.constant import Constants
 from trainer.evaluation.evaluate import evaluate_run, latest_evaluation
 from trainer.loop import Trainer
 from trainer.progress import PlainProgress
+from trainer.run_files import conflict_path
 from trainer.squads.export import load_run_model
+from trainer.squads.extraction import extract_tasks
 
 STEPS = 12
 LONGER = (f"train.steps={STEPS}", "checkpoint.every_steps=4", "evaluate.every_steps=4", "model.router_noise=true")
@@ -350,6 +354,29 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_note_and_the_run_ends_as_it_
     assert "passed over a damaged checkpoint" in told
     assert "training from step 8 to 12" in told
     assert_same_run(tmp_path / "run", undisturbed / "run")
+
+
+def test_what_was_measured_later_than_where_the_run_goes_on_is_no_part_of_it(
+    undisturbed: Path, tmp_path: Path, alone: RankEnv
+) -> None:
+    link_shards(undisturbed, tmp_path)
+    run_dir, options = (
+        tmp_path / "run",
+        ("checkpoint.every_steps=2", "evaluate.every_steps=2", "checkpoint.keep_last=3"),
+    )
+    train(tmp_path, alone, *options)
+    for step in (2, 6):
+        write_text_atomically(conflict_path(run_dir, step), "{}")
+    for step in (4, 6):
+        shutil.rmtree(run_dir / "checkpoints" / f"step_{step:08d}")
+    for steps, expected in ((3, {2, 3}), (2, {2})):  # the second from step 0
+        train(tmp_path, alone, *options, f"train.steps={steps}")
+        for folder in ("evaluation", "routing"):
+            assert {int(path.name[5:13]) for path in (run_dir / folder).iterdir()} == expected
+        assert conflict_path(run_dir, 2).exists() == (steps == 3)
+        assert not conflict_path(run_dir, 6).exists()
+        assert extract_tasks(run_dir, ["normal"], run_dir / "squad", images=1).step == steps
+        shutil.rmtree(run_dir / "checkpoints")
 
 
 def test_the_same_configuration_gives_the_same_bits(tmp_path: Path, alone: RankEnv) -> None:

@@ -146,6 +146,7 @@ def on_two_ranks(rank: int, world: int, folder: Path, disk: Path | None) -> dict
         "resumed_from_four": [resume(rank, world, case, folder / "four") for case in READERS],
         "hang_seconds": wait_in_vain(rank),
         "full_disk": disk and fill_disk(rank, world, disk),
+        "unreadable": read_in_vain(rank, world, folder / "unreadable"),
         "background": save_in_background(rank, world, folder / "background"),
     }
 
@@ -296,6 +297,23 @@ def fill_disk(rank: int, world: int, run_dir: Path) -> list[str]:
             assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["latest", "step_00000001"]
     engine.close()
     return errors
+
+
+def read_in_vain(rank: int, world: int, run_dir: Path) -> tuple[str, str]:
+    """Save twice; rank 1 cannot read the second one again. Return the error, and the name in `latest`."""
+    engine = engine_on(rank, world, Case(2, 1))
+    for step in (1, 2):
+        save(run_dir, engine, step=step, state={}, keep_last=2)
+
+    def describe(path: Path, real: Callable[[Path], FileEntry] = describe_file) -> FileEntry:
+        if rank == 1 and path.parent.name == "step_00000002":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    with mock.patch("trainer.checkpoint.files.describe_file", describe), pytest.raises(UserError) as caught:
+        load_latest(run_dir, engine)
+    engine.close()
+    return str(caught.value), (run_dir / "checkpoints" / "latest").read_text()
 
 
 def save_in_background(rank: int, world: int, run_dir: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from configs.errors import UserError
 
@@ -64,12 +65,43 @@ def naming_storage_errors() -> Iterator[None]:
         raise storage_error(error) from error
 
 
+@contextmanager
+def naming_read_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors while a checkpoint is read, which prove no damage, into user errors."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot read the checkpoint {folder} ({_first_line(error)}): try the same command again; if it stays so, "
+            "remove that folder to go on from the checkpoint before it"
+        ) from error
+
+
+@contextmanager
+def naming_tensor_errors() -> Iterator[None]:
+    """Turn torch's error about the sharded tensors, which no `except Exception` catches, into one that callers handle.
+
+    An OSError if that is the cause, else a RuntimeError with its cause; the same on all ranks, as torch agrees on it.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        if isinstance(cause, OSError):
+            raise cause from None
+        raise RuntimeError(str(error)) from cause
+
+
 def storage_error(cause: object) -> UserError:
-    """Return what a user is told when a checkpoint cannot be written or read."""
+    """Return what a user is told when a checkpoint cannot be written, or their folder not be used."""
     return UserError(
-        f"cannot use the checkpoint folder ({str(cause).splitlines()[0]}): free some space or choose another run_dir; "
+        f"cannot use the checkpoint folder ({_first_line(cause)}): free some space or choose another run_dir; "
         "complete checkpoints are as they were"
     )
+
+
+def _first_line(cause: object) -> str:
+    return str(cause).splitlines()[0]
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -89,28 +121,38 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | str:
-    """Return the manifest of a checkpoint, or what is wrong with it."""
+    """Return the manifest of a checkpoint, or what is wrong with it.
+
+    Raises:
+        UserError: it is there and cannot be read.
+    """
     path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    except ValidationError:
-        return f"{path} is damaged"
+    with naming_read_errors(folder):
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            return f"{path}: {error.strerror}"
+        except ValidationError:
+            return f"{path} is damaged"
 
 
 def find_damage(folder: Path, manifest: Manifest, share: int, shares: int) -> str | None:
-    """Check every `shares`-th file, from the `share`-th on, against the manifest; return the first thing wrong."""
-    for name, entry in sorted(manifest.files.items())[share::shares]:
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != entry.bytes:
-                return f"{path} has {size} bytes instead of {entry.bytes}"
-            if describe_file(path) != entry:
-                return f"{path} has another SHA-256 than when it was written"
-        except OSError as error:
-            return f"{path}: {error.strerror}"
+    """Check every `shares`-th file, from the `share`-th on, against the manifest; return the first thing wrong.
+
+    Raises:
+        UserError: a file is there and cannot be read.
+    """
+    with naming_read_errors(folder):
+        for name, entry in sorted(manifest.files.items())[share::shares]:
+            path = folder / name
+            try:
+                size = path.stat().st_size
+                if size != entry.bytes:
+                    return f"{path} has {size} bytes instead of {entry.bytes}"
+                if describe_file(path) != entry:
+                    return f"{path} has another SHA-256 than when it was written"
+            except FileNotFoundError as error:
+                return f"{path}: {error.strerror}"
     return None
 
 

@@ -21,8 +21,16 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from configs.atomic import write_text_atomically
 from configs.errors import UserError
-from trainer.checkpoint.files import Manifest, find_damage, naming_storage_errors, read_manifest, read_state
-from trainer.distributed.agreement import on_all, on_main
+from trainer.checkpoint.files import (
+    Manifest,
+    find_damage,
+    naming_read_errors,
+    naming_storage_errors,
+    naming_tensor_errors,
+    read_manifest,
+    read_state,
+)
+from trainer.distributed.agreement import on_all, on_each, on_main
 from trainer.engine import Engine
 
 CHECKPOINTS, LATEST = "checkpoints", "latest"
@@ -52,7 +60,9 @@ def load_latest(run_dir: Path, engine: Engine) -> Restored | None:
         None when the run has no checkpoint.
 
     Raises:
-        UserError: every checkpoint is damaged, or it holds another model; the same on all ranks.
+        UserError: every checkpoint is damaged, or the newest intact one holds another model, or a file cannot be read,
+            which leaves `latest` where it is; the same on all ranks.
+        RuntimeError: torch failed at reading the tensors for another reason; likewise.
     """
     group = engine.world_group
     candidates = on_main(group, lambda: _candidates(run_dir))
@@ -62,12 +72,11 @@ def load_latest(run_dir: Path, engine: Engine) -> Restored | None:
         if problem := next(filter(None, found), None):
             damaged.append(problem)
             continue
-        manifest = read_manifest(folder)
-        assert isinstance(manifest, Manifest), "it was read a moment ago"
-        _restore(folder, engine)
+        step, stored, state = on_each(group, partial(_read_beside_tensors, folder))
+        _restore(folder, engine, stored)
         if damaged:  # from here on newer ones are no part of the run
             on_main(group, partial(write_text_atomically, folder.parent / LATEST, f"{folder.name}\n"))
-        return Restored(manifest.step, read_state(folder), tuple(damaged))
+        return Restored(step, state, tuple(damaged))
     if damaged:
         raise UserError(
             f"no checkpoint in {run_dir / CHECKPOINTS} is intact ({damaged[0]}): put a good copy back, or remove that "
@@ -82,7 +91,8 @@ def read_weights(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
     Damaged ones that are passed over are named on standard error.
 
     Raises:
-        UserError: the run has no intact checkpoint.
+        UserError: the run has no intact checkpoint, or a file cannot be read.
+        RuntimeError: torch failed at reading the tensors for another reason.
     """
     damaged = []
     for folder in _candidates(run_dir):
@@ -90,14 +100,11 @@ def read_weights(run_dir: Path) -> tuple[int, dict[str, Tensor]]:
             damaged.append(problem)
             print(f"passed over a damaged checkpoint: {problem}", file=sys.stderr)
             continue
-        sizes = {name: size for name, size in _stored_sizes(folder).items() if name.startswith("master.")}
-        tensors: dict[str, Any] = {name: torch.empty(size) for name, size in sizes.items()}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is, on purpose
-            load_tensors(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
+        with naming_read_errors(folder):
+            weights = _read_masters(folder)
         manifest = read_manifest(folder)
         assert isinstance(manifest, Manifest), "it was read a moment ago"
-        return manifest.step, {name.removeprefix("master."): value for name, value in tensors.items()}
+        return manifest.step, weights
     raise UserError(f"{run_dir} has no intact checkpoint{f' ({damaged[0]})' if damaged else ''}: train it first")
 
 
@@ -121,21 +128,43 @@ def complete_folders(folder: Path) -> list[Path]:
 
 
 def check_share(folder: Path, share: int, shares: int) -> str | None:
-    """Check the manifest, and one of `shares` shares of the files; return what is wrong."""
+    """Check the manifest, and one of `shares` shares of the files; return what is wrong.
+
+    Raises:
+        UserError: a file is there and cannot be read, which is no damage.
+    """
     manifest = read_manifest(folder)
     return manifest if isinstance(manifest, str) else find_damage(folder, manifest, share, shares)
 
 
-def _restore(folder: Path, engine: Engine) -> None:
+def _read_masters(folder: Path) -> dict[str, Tensor]:
+    sizes = {name: size for name, size in _stored_sizes(folder).items() if name.startswith("master.")}
+    tensors: dict[str, Any] = {name: torch.empty(size) for name, size in sizes.items()}
+    with warnings.catch_warnings(), naming_tensor_errors():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is, on purpose
+        load_tensors(tensors, storage_reader=FileSystemReader(folder), no_dist=True)
+    return {name.removeprefix("master."): value for name, value in tensors.items()}
+
+
+def _read_beside_tensors(folder: Path) -> tuple[int, dict[str, torch.Size], dict[str, Any]]:
+    """Return the step, the sizes of the stored tensors, and the loop's state."""
+    manifest = read_manifest(folder)
+    assert isinstance(manifest, Manifest), "it was read a moment ago"
+    with naming_read_errors(folder):
+        return manifest.step, _stored_sizes(folder), read_state(folder)
+
+
+def _restore(folder: Path, engine: Engine, stored: dict[str, torch.Size]) -> None:
     logical = engine.logical_state()
-    sizes, stored = {name: tensor.shape for name, tensor in logical.items()}, _stored_sizes(folder)
+    sizes = {name: tensor.shape for name, tensor in logical.items()}
     if different := [name for name in sorted(sizes.keys() | stored.keys()) if sizes.get(name) != stored.get(name)]:
         name = different[0]
         raise UserError(
             f"{folder} holds another model: {name} is {_shape(stored.get(name))} there and {_shape(sizes.get(name))} "
             "in this configuration; resume with the configuration of that run, or choose another run_dir"
         )
-    load_tensors(logical, storage_reader=FileSystemReader(folder), process_group=engine.world_group)
+    with naming_read_errors(folder), naming_tensor_errors():
+        load_tensors(logical, storage_reader=FileSystemReader(folder), process_group=engine.world_group)
     engine.load_logical_state(logical)
 
 

@@ -5,21 +5,23 @@ A checkpoint goes into a hidden folder beside its place, is made durable, descri
 rank is agreed between all, so that none waits for another.
 """
 
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from configs.atomic import atomic_path, sync_folder
+from configs.errors import UserError
 from configs.schema import CheckpointConfig
 from trainer.checkpoint.files import (
     MANIFEST,
@@ -30,6 +32,7 @@ from trainer.checkpoint.files import (
     describe_file,
     encode_state,
     naming_storage_errors,
+    naming_tensor_errors,
     storage_error,
     write_durably,
 )
@@ -56,13 +59,14 @@ class CheckpointSaver:
         """Save states of `engine` to `run_dir`; `on_saved` hears of each complete one, in the caller's thread."""
         self._run_dir, self._engine, self._config, self._on_saved = run_dir, engine, config, on_saved
         self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Wait for the save before, then start that of `step`; without `async_save`, finish it.
 
         Raises:
             UserError: this save or the one before could not be written; the same on all ranks.
+            RuntimeError: torch failed at either for another reason, such as memory; the same on all ranks.
         """
         self.wait()
         copied = _copy(self._run_dir, self._engine, step, state)
@@ -78,7 +82,7 @@ class CheckpointSaver:
         """Raise what a save in the background has met, once all ranks know; one number on the CPU while there is one.
 
         Raises:
-            UserError: see `save`.
+            UserError, RuntimeError: see `save`.
         """
         if self._thread is None:
             return
@@ -91,7 +95,7 @@ class CheckpointSaver:
         """Wait until the checkpoint that was begun is complete.
 
         Raises:
-            UserError: see `save`.
+            UserError, RuntimeError: see `save`.
         """
         if self._thread is None:
             return
@@ -110,7 +114,7 @@ class CheckpointSaver:
     def _run(self, write: partial[Path]) -> None:
         try:
             write()
-        except Exception as error:
+        except BaseException as error:  # whatever it is, a save that failed must not count as done
             self._error = error
 
 
@@ -125,11 +129,13 @@ def save(
         step: replaces a checkpoint of the same step.
         state: JSON values and tensors; rank 0's is saved, so it must hold for all ranks.
         keep_last: intact checkpoints to keep, this one included. Older ones go, and those that a run which fell back to
-            an earlier one has abandoned. Those that may stay are read again first, each rank a share of the files.
+            an earlier one has abandoned. Those that may stay are read again first, each rank a share of the files;
+            one that cannot be read at the moment stays beside them.
         keep_every: checkpoints of steps that this divides are kept as well.
 
     Raises:
         UserError: no space, or the folder cannot be written; the same on all ranks. Earlier checkpoints are intact.
+        RuntimeError: torch failed for another reason, such as memory; likewise.
     """
     return _write(_copy(run_dir, engine, step, state), keep_last, keep_every)
 
@@ -197,41 +203,49 @@ def _prune(
     names = on_main(group, lambda: [path.name for path in complete_folders(folder)])
     newest = before if before in names else final.name  # it may name one that was removed by hand
     older = [name for name in names if name <= newest and name < final.name]
-    kept = {final.name}
-    while older and len(kept) < keep_last:
+    kept, intact = {final.name}, 1
+    while older and intact < keep_last:
         name = older.pop(0)
-        found = on_all(group, partial(check_share, folder / name, dist.get_rank(group), dist.get_world_size(group)))
-        if not any(found):
+        found = on_all(group, partial(_inspect, folder / name, dist.get_rank(group), dist.get_world_size(group)))
+        if "damaged" not in found:
             kept.add(name)
+            intact += "unreadable" not in found
     if keep_every is not None:
         kept |= {name for name in older if checkpoint_step(name) % keep_every == 0}
     on_main(group, lambda: _remove([folder / name for name in names if name not in kept], folder))
+
+
+def _inspect(folder: Path, share: int, shares: int) -> Literal["intact", "damaged", "unreadable"]:
+    """Say what `check_share` finds; what cannot be read now may be as good as ever."""
+    try:
+        return "damaged" if check_share(folder, share, shares) else "intact"
+    except UserError:
+        return "unreadable"
 
 
 @naming_storage_errors()
 def _begin(folder: Path, unfinished: Path, state_files: Mapping[str, bytes]) -> None:
     """Make an empty hidden folder, sweep out those of killed saves, and write the loop's state."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f".*{_PARTIAL}"):
-        shutil.rmtree(stale)
+    _sweep(folder)
     for stale in folder.glob(f".{LATEST}.*"):  # as `atomic_path` names them
-        stale.unlink()
+        with suppress(OSError):
+            stale.unlink()
     unfinished.mkdir()
     for name, content in state_files.items():
         write_durably(unfinished / name, content)
 
 
+@naming_storage_errors()
 def _save_tensors(logical: LogicalState, unfinished: Path, group: dist.ProcessGroup) -> None:
-    """Write every rank's share. Failures are agreed inside; the same UserError on all ranks."""
+    """Write every rank's share. Failures are agreed inside; the same error on all ranks."""
     # Nothing is copied ahead, as all is in host memory: for that torch would open, in this thread, a context on GPU 0.
     writer = FileSystemWriter(unfinished, per_thread_copy_ahead=0)
     try:
-        save_tensors(logical, storage_writer=writer, process_group=group)
-    except CheckpointException as error:
-        cause, _ = next(iter(error.failures.values()))
-        if isinstance(cause, OSError):
-            raise storage_error(cause) from None
-        if any(writer in str(cause) for writer in _ARCHIVE_WRITERS):
+        with naming_tensor_errors():
+            save_tensors(logical, storage_writer=writer, process_group=group)
+    except RuntimeError as error:
+        if any(name in str(error.__cause__) for name in _ARCHIVE_WRITERS):
             raise storage_error("a file could not be written whole") from None
         raise
 
@@ -250,12 +264,14 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest) -> str:
     """Turn the hidden folder into a checkpoint and name it in `latest`; return what that named before."""
     folder = final.parent
     before = read_pointer(folder)
+    if missing := [name for name in manifest.files if not (unfinished / name).exists()]:
+        raise storage_error(f"rank 0 does not see {missing[0]}, which another rank has written")
     write_durably(unfinished / MANIFEST, manifest.model_dump_json(indent=1).encode())
     sync_folder(unfinished)
     with atomic_path(folder / LATEST) as pointer:  # written first, in case there is no space left, and moved last
         pointer.write_text(f"{final.name}\n")
         if final.exists():  # the run fell back to an earlier one; this one stays until the new one is in place
-            final.rename(folder / f".{final.name}.replaced{_PARTIAL}")
+            _hide(final)
         unfinished.rename(final)
         sync_folder(folder)
     return before
@@ -263,8 +279,19 @@ def _complete(unfinished: Path, final: Path, manifest: Manifest) -> str:
 
 @naming_storage_errors()
 def _remove(doomed: list[Path], folder: Path) -> None:
-    """Remove checkpoints, each first out of sight: what is left of one that is half removed must not look damaged."""
+    """Remove checkpoints, each first out of sight: what is left of one that is half removed must not look damaged.
+
+    What cannot be removed now, as NFS keeps a file that somebody reads, goes with a later save.
+    """
     for path in doomed:
-        path.rename(folder / f".{path.name}.old{_PARTIAL}")
+        _hide(path)
+    _sweep(folder)
+
+
+def _hide(path: Path) -> None:
+    path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"))
+
+
+def _sweep(folder: Path) -> None:
     for path in folder.glob(f".*{_PARTIAL}"):
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)

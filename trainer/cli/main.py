@@ -161,7 +161,7 @@ def extract(
     ] = 0.01,
     routing: Annotated[
         Literal["ledger", "validation"],
-        typer.Option(help="Count choices in the latest evaluation, or anew on the validation shards."),
+        typer.Option(help="Count choices in the evaluation of the checkpoint, or anew on the validation shards."),
     ] = "ledger",
     curve: Annotated[bool, typer.Option("--curve", help="Also measure the squads of other thresholds.")] = False,
 ) -> None:

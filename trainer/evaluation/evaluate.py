@@ -29,7 +29,7 @@ from model.routing_stats import RoutingLedger
 from trainer.distributed.agreement import on_each
 from trainer.evaluation.constant import Constants, constant_predictor
 from trainer.evaluation.metrics import Metric, make_metric
-from trainer.run_files import EvaluationRecord, parse, read_latest_evaluation, read_text
+from trainer.run_files import EvaluationRecord, evaluation_path, ledger_path, parse, read_latest_evaluation, read_text
 from trainer.squads.export import available_device, load_run_model
 
 Forward = Callable[[Prepared], Mapping[str, Tensor]]
@@ -188,11 +188,6 @@ def squad_forward(squad: nn.Module, tasks: Sequence[str]) -> Forward:
     return forward
 
 
-def evaluation_path(run_dir: Path, step: int, split: str) -> Path:
-    """Return `RUN/evaluation/step_XXXXXXXX_<split>.json`."""
-    return run_dir / "evaluation" / f"step_{step:08d}_{split}.json"
-
-
 def write_evaluation(run_dir: Path, evaluation: Evaluation, *, step: int, split: str) -> Path:
     """Write the evaluation's file atomically and return its path; one rank calls it."""
     path = evaluation_path(run_dir, step, split)
@@ -202,7 +197,7 @@ def write_evaluation(run_dir: Path, evaluation: Evaluation, *, step: int, split:
 
 def write_ledger(run_dir: Path, ledger: RoutingLedger, *, step: int) -> Path:
     """Write `RUN/routing/step_XXXXXXXX.json` atomically and return its path; one rank calls it."""
-    path = run_dir / "routing" / f"step_{step:08d}.json"
+    path = ledger_path(run_dir, step)
     write_text_atomically(path, json.dumps(ledger.to_json(), allow_nan=False) + "\n")
     return path
 

@@ -31,7 +31,7 @@ from data_pipeline.targets import Prepared, prepare_batch
 from model.mod_squad import ModSquad
 from model.vit import ExpertLayer
 from trainer.losses import pair_losses
-from trainer.run_files import ConflictLayer, ConflictRecord, Part, WeightKind
+from trainer.run_files import ConflictLayer, ConflictRecord, Part, WeightKind, conflict_path
 from trainer.squads.export import available_device, load_run_model
 
 GRADIENT_BYTES = 2 * 2**30
@@ -112,7 +112,7 @@ def measure_run(run_dir: Path, images: int) -> ConflictRecord:
         layers=tuple(measure(model, batches)),
     )
     # pydantic writes null for NaN, which the reader takes back as NaN.
-    write_text_atomically(run_dir / "conflict" / f"step_{step:08d}.json", record.model_dump_json() + "\n")
+    write_text_atomically(conflict_path(run_dir, step), record.model_dump_json() + "\n")
     return record
 
 

@@ -15,11 +15,11 @@ from trainer.evaluation.constant import Constants, constant_predictor
 from trainer.evaluation.evaluate import (
     Evaluation,
     evaluate,
-    evaluation_path,
     model_forward,
     write_evaluation,
     write_ledger,
 )
+from trainer.run_files import evaluation_path
 
 
 class Validation:

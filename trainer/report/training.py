@@ -123,7 +123,11 @@ def facts_section(run_dir: Path, config: RunConfig, steps: list[StepRecord]) -> 
 
 
 def latest_manifest(run_dir: Path) -> Manifest | None:
-    """Return what the latest checkpoint says of itself; None without one."""
+    """Return what the latest checkpoint says of itself; None without one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     folder = max((run_dir / "checkpoints").glob("step_*"), default=None)
     manifest = read_manifest(folder) if folder else None
     return manifest if isinstance(manifest, Manifest) else None

@@ -22,7 +22,7 @@ from model.routing_record import RoutingRecord, Unaffected
 from model.routing_stats import RoutingLedger
 from model.vit import Kept
 from trainer.evaluation.evaluate import Evaluation, Forward, evaluate, squad_forward
-from trainer.run_files import read_latest_ledger
+from trainer.run_files import read_ledger
 from trainer.squads.charts import curve_chart
 from trainer.squads.curve import SquadCurve, curve_thresholds, write_curve
 from trainer.squads.export import (
@@ -59,8 +59,8 @@ def extract_tasks(
         out: folder that receives squad.safetensors and squad.json.
         threshold: an expert stays if at least this share of the tokens of one of the tasks chose it, and in any case
             the K that each task uses most; 0 keeps all experts.
-        routing: `ledger` counts choices in the run's latest evaluation; `validation` counts them anew, on the images
-            that are measured.
+        routing: `ledger` counts choices in the evaluation of the checkpoint's step; `validation` counts them anew, on
+            the images that are measured.
         curve: also measure the squads of other thresholds and write curve.json and curve.png.
         images: validation images to measure on, from the start of the index; None: `evaluate.images` of the run.
 
@@ -192,12 +192,10 @@ def _find_tasks(config: RunConfig, tasks: Sequence[str]) -> list[TaskSpec]:
 
 
 def _ledger_of(run_dir: Path, step: int) -> RoutingLedger:
-    """Return the latest ledger, which must be of the weights that leave."""
-    found = read_latest_ledger(run_dir)
-    if found is None or found[0] != step:
-        held = "there is none" if found is None else f"the latest is of step {found[0]}"
+    """Return the ledger of the weights that leave."""
+    if (ledger := read_ledger(run_dir, step)) is None:
         raise UserError(
-            f"extraction needs the routing ledger of the checkpoint's step {step}, {held}: run `modsquad evaluate "
-            f"{run_dir}` first, or count anew with `--routing validation`"
+            f"extraction needs the routing ledger of the checkpoint's step {step}, and there is none: run `modsquad "
+            f"evaluate {run_dir}` first, or count anew with `--routing validation`"
         )
-    return found[1]
+    return ledger

@@ -1,12 +1,10 @@
 import errno
-import hashlib
 import itertools
 import json
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from io import BufferedReader
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -146,20 +144,43 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(engine: Engine, tmp_path:
     assert (again.step, again.damaged) == (2, ())
 
 
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(engine: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", ["hashlib.file_digest", "trainer.checkpoint.files.Path.read_bytes"])
+def test_a_checkpoint_that_cannot_be_read_is_neither_damaged_nor_passed_over(
+    engine: Engine, tmp_path: Path, read: str
+) -> None:
     save_steps(tmp_path, engine, [1, 2])
-
-    def digest(file: BufferedReader, kind: str, real: Callable[..., Any] = hashlib.file_digest) -> Any:
-        if "step_00000002" in file.name:
-            raise OSError(errno.EIO, "Input/output error")
-        return real(file, kind)
-
-    with mock.patch("hashlib.file_digest", digest):
-        restored = load_latest(tmp_path, engine)
-        assert read_weights(tmp_path)[0] == 1
+    told = rf"cannot read the checkpoint {tmp_path}/checkpoints/step_00000002 \(.*Stale file handle.*\): try the same"
+    with mock.patch(read, side_effect=OSError(errno.ESTALE, "Stale file handle")):
+        with pytest.raises(UserError, match=told):
+            load_latest(tmp_path, engine)
+        with pytest.raises(UserError, match=told):
+            read_weights(tmp_path)
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_00000002\n"
+    restored = load_latest(tmp_path, engine)
     assert restored is not None
-    assert restored.step == 1
-    assert "Input/output error" in restored.damaged[0]
+    assert (restored.step, restored.damaged) == (2, ())
+
+
+def test_what_one_rank_cannot_read_ends_all_and_leaves_the_newest_checkpoint_the_latest() -> None:
+    (first, latest), (second, _) = (rank["unreadable"] for rank in launched().two_ranks)
+    assert first == second
+    assert "step_00000002 ([Errno 116] Stale file handle)" in first
+    assert latest == "step_00000002\n"
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [(MemoryError("no memory"), RuntimeError), (OSError(errno.ESTALE, "Stale file handle"), UserError)],
+)
+def test_tensors_that_cannot_be_read_are_an_error_that_callers_handle(
+    engine: Engine, tmp_path: Path, cause: Exception, told: type[Exception]
+) -> None:
+    save_steps(tmp_path, engine, [1])
+    with mock.patch("trainer.checkpoint.reading.FileSystemReader.read_data", side_effect=cause):
+        with pytest.raises(told, match=str(cause.args[-1])):
+            load_latest(tmp_path, engine)
+        with pytest.raises(told, match=str(cause.args[-1])):
+            read_weights(tmp_path)
 
 
 @pytest.mark.parametrize("pointer", ["", "step_00000000", "nonsense"])

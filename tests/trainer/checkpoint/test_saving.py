@@ -1,5 +1,7 @@
 """Which checkpoints stay, and saves in the background."""
 
+import errno
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from configs.errors import UserError
 from configs.schema import CheckpointConfig
 from tests.trainer.worlds import Case, engine_on, launched, whole_state, world_of_one
 from trainer.checkpoint import saving
+from trainer.checkpoint.files import FileEntry, describe_file
 from trainer.checkpoint.reading import load_latest
 from trainer.checkpoint.saving import CheckpointSaver, save
 from trainer.engine import Engine
@@ -56,6 +59,34 @@ def test_a_damaged_checkpoint_does_not_count_as_one_of_the_last(engine: Engine, 
     restored = load_latest(tmp_path, engine)
     assert restored is not None
     assert restored.step == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_beside_the_last(engine: Engine, tmp_path: Path) -> None:
+    save_steps(tmp_path, engine, [1, 2, 3], keep_last=3)
+    failing = itertools.count()
+
+    def describe(path: Path, real: Callable[[Path], FileEntry] = describe_file) -> FileEntry:
+        if next(failing) == 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    with mock.patch("trainer.checkpoint.files.describe_file", describe):
+        save_steps(tmp_path, engine, [4], keep_last=2)
+    assert kept(tmp_path) == [2, 3, 4]
+
+
+def test_what_cannot_be_removed_at_the_moment_goes_with_a_later_save(engine: Engine, tmp_path: Path) -> None:
+    def remove(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and not ignore_errors:  # as on NFS while another process reads a file of it
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+    save_steps(tmp_path, engine, [1, 2], keep_last=2)
+    with mock.patch("trainer.checkpoint.saving.shutil.rmtree", remove):
+        save_steps(tmp_path, engine, [3, 2, 4, 3, 5], keep_last=1)  # as a run that falls back does
+    assert kept(tmp_path) == [5]
+    assert len(list((tmp_path / "checkpoints").glob(".*"))) == 6
+    save_steps(tmp_path, engine, [6], keep_last=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000006"]
 
 
 def test_a_run_that_fell_back_abandons_what_is_newer_and_keeps_what_it_came_from(
@@ -109,6 +140,33 @@ def test_an_error_in_the_background_of_one_rank_reaches_all_at_the_same_step() -
     assert first["names"] == ["latest", "step_00000002", "step_00000005"]
 
 
+def save_and_wait(saver: CheckpointSaver) -> None:
+    saver.save(1, {})
+    saver.wait()
+
+
+@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("error", [MemoryError("no memory"), SystemExit("a library's")], ids=["error", "exit"])
+def test_what_is_no_fault_of_the_storage_ends_the_save_too(
+    engine: Engine, tmp_path: Path, error: BaseException, async_save: bool
+) -> None:
+    saver = CheckpointSaver(tmp_path, engine, CheckpointConfig(async_save=async_save), lambda: pytest.fail("not saved"))
+    with (
+        mock.patch("trainer.checkpoint.saving.FileSystemWriter.write_data", side_effect=error),
+        pytest.raises(RuntimeError, match=str(error)) as caught,
+    ):
+        save_and_wait(saver)
+    assert type(caught.value.__cause__) is type(error)
+    assert kept(tmp_path) == []
+
+
+def test_what_a_thread_ends_with_is_raised(engine: Engine, tmp_path: Path) -> None:
+    saver = CheckpointSaver(tmp_path, engine, CheckpointConfig(), lambda: pytest.fail("not saved"))
+    failing = mock.patch("trainer.checkpoint.saving._begin", side_effect=GeneratorExit("no Exception"))
+    with failing, pytest.raises(GeneratorExit):
+        save_and_wait(saver)
+
+
 def test_a_second_save_and_the_end_wait_for_the_first(engine: Engine, tmp_path: Path) -> None:
     order: list[str] = []
     saver = CheckpointSaver(tmp_path, engine, CheckpointConfig(keep_last=5), lambda: order.append("complete"))
@@ -142,6 +200,21 @@ def test_without_async_save_a_checkpoint_is_complete_at_once(engine: Engine, tmp
     (tmp_path / "checkpoints").touch()
     with pytest.raises(UserError, match="cannot use the checkpoint folder"):
         saver.save(4, {})
+
+
+def test_a_file_that_another_rank_wrote_elsewhere_makes_no_checkpoint(engine: Engine, tmp_path: Path) -> None:
+    def describe(
+        unfinished: Path, rank: int, real: Callable[..., Any] = saving._describe_share
+    ) -> dict[str, FileEntry]:
+        return {**real(unfinished, rank), "__1_0.distcp": FileEntry(bytes=1, sha256="0")}
+
+    save_steps(tmp_path, engine, [1], keep_last=1)
+    with (
+        mock.patch("trainer.checkpoint.saving._describe_share", describe),
+        pytest.raises(UserError, match=r"rank 0 does not see __1_0\.distcp"),
+    ):
+        save_steps(tmp_path, engine, [2], keep_last=1)
+    assert kept(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("stage", [0, 1])

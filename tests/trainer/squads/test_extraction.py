@@ -181,13 +181,14 @@ def test_an_unknown_task_is_named(run: Path) -> None:
         extract_tasks(run, ["normal", "edges"], run / "out")
 
 
-def test_a_ledger_of_other_weights_is_refused(run: Path) -> None:
-    ledger = RoutingLedger.from_json(json.loads((run / "routing" / f"step_{STEP:08d}.json").read_text()))
-    write_ledger(run, ledger, STEP + 1)
-    with pytest.raises(UserError, match=r"step 7, the latest is of step 8: run `modsquad evaluate"):
-        extract_tasks(run, ["normal"], run / "out")
-    shutil.rmtree(run / "routing")
-    with pytest.raises(UserError, match=r"step 7, there is none: run `modsquad evaluate"):
+def test_the_ledger_is_that_of_the_weights_that_leave(run: Path) -> None:
+    own = run / "routing" / f"step_{STEP:08d}.json"
+    ledger = RoutingLedger.from_json(json.loads(own.read_text()))
+    expected = extract_tasks(run, ["normal"], run / "one", threshold=1.0)
+    write_ledger(run, RoutingLedger(ledger.layers, ledger.tasks), STEP + 1)
+    assert extract_tasks(run, ["normal"], run / "two", threshold=1.0) == expected
+    own.unlink()
+    with pytest.raises(UserError, match=r"step 7, and there is none: run `modsquad evaluate"):
         extract_tasks(run, ["normal"], run / "out")
     assert not (run / "out").exists()
 
