@@ -214,6 +214,8 @@ def _python_path(code: Path) -> str:
 
 def _requeue_lines(max_requeues: int) -> list[str]:
     """Return the lines after srun: put the job back into the queue if its status asks for it."""
+    # One element of an array has the number of the whole array, which SLURM would start again with it.
+    job = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
     pattern = " | ".join(str(status) for status in sorted(RETRIED))
     return [
         "status=$?",
@@ -222,7 +224,7 @@ def _requeue_lines(max_requeues: int) -> list[str]:
         f"  {pattern})",
         f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then',
         '      echo "status $status: back into the queue, restart $((${SLURM_RESTART_COUNT:-0} + 1))"',
-        '      scontrol requeue "$SLURM_JOB_ID" && sleep 60',  # the requeue ends this script
+        f"      scontrol requeue {job} && sleep 60",  # the requeue ends this script
         "    else",
         f'      echo "status $status after {max_requeues} restarts: not put back into the queue (max_requeues)"',
         "    fi;;",

@@ -18,6 +18,7 @@ from cluster.launch import Run, read_job, sbatch_script, submit
 from configs.errors import UserError
 from configs.launch import LaunchConfig
 from configs.load import dump_config
+from tests.cluster.warned_element import ENTRY, FIRST, LAST, SECOND, starts
 from tests.services.slurm import first_job_id, running_slurm, wait_for_job
 from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
@@ -146,6 +147,16 @@ def test_a_sweep_is_an_array_of_runs(slurm: Path, shards: Path) -> None:
     shown = modsquad("status", *map(str, folders)).stdout
     assert shown.count("completed") == 2
     assert shown.count("2/2") == 2
+
+
+def test_of_a_sweep_only_the_element_that_was_warned_starts_again(slurm: Path, tmp_path: Path) -> None:
+    runs = [Run(tmp_path / f"run_{element}", str(tmp_path), ENTRY) for element in (FIRST, SECOND, LAST)]
+    launch = LaunchConfig(cpus_per_rank=1, time="10")
+    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])):  # sbatch hands it on
+        records = submit(runs, launch, tmp_path / "slurm")
+    for record in records:
+        assert wait_for_job(record.job_id).state == "COMPLETED", starts(tmp_path)
+    assert sorted(starts(tmp_path)) == [FIRST, SECOND, LAST, LAST]
 
 
 def test_a_cancelled_job_is_over(slurm: Path, shards: Path) -> None:
