@@ -5,6 +5,7 @@ a rank was lost or killed, it puts the job back into the queue under the same nu
 run then goes on from its last checkpoint. This happens in the batch script since `scontrol` is missing in containers.
 """
 
+import hashlib
 import json
 import shlex
 import shutil
@@ -238,7 +239,8 @@ def _name(runs: Sequence[Run], folder: Path) -> str:
 
 
 def _write_config(run: Run, folder: Path) -> Path:
-    path = folder / f"config-{run.run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    digest = hashlib.sha256(run.config.encode()).hexdigest()  # another configuration never takes the place of this one
+    path = folder / f"config-{run.run_dir.name}-{digest[:12]}.yaml"
     write_text_atomically(path, run.config)
     return path.resolve()
 

@@ -17,7 +17,7 @@ from cluster.jobs import cancel_job, job_state
 from cluster.launch import Run, read_job, sbatch_script, submit
 from configs.errors import UserError
 from configs.launch import LaunchConfig
-from configs.load import dump_config
+from configs.load import dump_config, load_config
 from tests.cluster.warned_element import ENTRY, FIRST, LAST, SECOND, starts
 from tests.services.slurm import first_job_id, running_slurm, wait_for_job
 from tests.services.waiting import wait_until
@@ -147,6 +147,20 @@ def test_a_sweep_is_an_array_of_runs(slurm: Path, shards: Path) -> None:
     shown = modsquad("status", *map(str, folders)).stdout
     assert shown.count("completed") == 2
     assert shown.count("2/2") == 2
+
+
+def test_a_sweep_over_paths_of_the_same_name_trains_from_each(slurm: Path, shards: Path) -> None:
+    config, paths = shards / "paths.yaml", {"/one/model.safetensors", "/two/model.safetensors"}
+    config.write_text(make_run(shards, "paths").config)
+    launched = modsquad("launch", str(config), "--sweep", f"train.init_from={','.join(paths)}", "--slurm", "hold")
+    assert launched.returncode == 0, launched.stderr
+    root = shards / "paths"
+    configs = [load_config(path) for path in (root / "slurm").glob("config-*.yaml")]
+    assert {run.train.init_from for run in configs} == paths
+    folders = sorted(root.glob("[0-9]*"))
+    assert sorted(run.run_dir for run in configs) == list(map(str, folders))
+    for folder in folders:
+        cancel_job(read_job(folder).job_id)
 
 
 def test_of_a_sweep_only_the_element_that_was_warned_starts_again(slurm: Path, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def _runs(config: str, overrides: list[str], sweep: list[str]) -> tuple[list[Run
         axes.append([f"{key}={value}" for value in values.split(",")])
     runs = []
     for number, chosen in enumerate(itertools.product(*axes)):
-        run_dir = root / "_".join([f"{number:03d}", *chosen])
+        run_dir = root / "_".join([f"{number:03d}", *chosen]).replace("/", "-")
         resolved = load_recipe(config, [*overrides, *chosen, f"run_dir='{run_dir}'"])
         runs.append(Run(run_dir, dump_config(resolved)))
     return runs, root
