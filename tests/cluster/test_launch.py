@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -161,6 +162,22 @@ def test_a_sweep_over_paths_of_the_same_name_trains_from_each(slurm: Path, shard
     assert sorted(run.run_dir for run in configs) == list(map(str, folders))
     for folder in folders:
         cancel_job(read_job(folder).job_id)
+
+
+@pytest.mark.parametrize(("sweep", "name"), [((), "run"), (("--sweep", "optim.lr=0.1"), "run/000_optim.lr=0.1")])
+def test_a_job_trains_in_its_folder_whatever_that_is_called(
+    slurm: Path, shards: Path, tmp_path: Path, sweep: tuple[str, ...], name: str
+) -> None:
+    folder = tmp_path / "it's #1"
+    folder.mkdir()
+    (tmp_path / "recipe.yaml").write_text(make_run(shards, "unused", "run_dir=run").config)
+    with contextlib.chdir(folder):
+        launched = modsquad("launch", "../recipe.yaml", "--slurm", "hold", *sweep)
+    assert launched.returncode == 0, launched.stderr
+    cancel_job(read_job(folder / name).job_id)
+    (config,) = (folder / "run" / "slurm").glob("config-*.yaml")
+    assert load_config(config).run_dir == str(folder / name)
+    assert shlex.quote(str(folder / name)) in launched.stdout
 
 
 def test_of_a_sweep_only_the_element_that_was_warned_starts_again(slurm: Path, tmp_path: Path) -> None:
