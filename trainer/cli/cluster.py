@@ -79,7 +79,7 @@ def launch(
         print(sbatch_script(runs, wanted, folder))
         return
     if local:
-        sys.exit(max(run_locally(run, wanted, folder) for run in runs))
+        sys.exit(run_locally([sys.executable, "-m", "trainer.cli", "train"], runs, wanted, folder))
     records = submit(runs, wanted, folder)
     _say_what_next(root, runs, records)
 
