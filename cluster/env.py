@@ -80,7 +80,7 @@ def choose_gpu(local_rank: int, visible: int) -> int:
 
 
 def import_variables(home: Path = _HOME) -> dict[str, str]:
-    """Return the environment variables by which a process imports this program from `home`, or from where this one has it.
+    """Return the environment variables by which a process imports this program from `home`; default: as this one does.
 
     Without them `python -m` takes packages of the same names from the folder that it is started in, if there are any.
     """
