@@ -12,6 +12,7 @@ from pathlib import Path
 from configs.errors import UserError
 
 _ANSWER_SECONDS = 10.0
+_HOME = Path(__file__).parents[1]
 SLURM_PORTS = range(20_000, 30_000)  # below the ports that Linux hands out by itself
 
 
@@ -49,9 +50,7 @@ class RankEnv:
 
 
 def detect() -> RankEnv:
-    """Read torchrun's and the deepspeed launcher's variables, else those of srun or of submitit's local jobs.
-
-    Without any of them, one process.
+    """Read torchrun's and the deepspeed launcher's variables, else those of srun; without any of them, one process.
 
     Under srun the first node of the step is the place to meet, and the port follows from the job's number, unless
     MASTER_ADDR and MASTER_PORT say otherwise. A batch script itself is no step, whatever the number of its tasks.
@@ -64,9 +63,6 @@ def detect() -> RankEnv:
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         variables = {**_slurm_rendezvous(), **os.environ}
         return _from_variables(variables, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        prefix = "SUBMITIT_LOCAL_"
-        return _from_variables(os.environ, f"{prefix}GLOBALID", f"{prefix}NTASKS", f"{prefix}LOCALID")
     return RankEnv(master_port=free_port())
 
 
@@ -83,13 +79,12 @@ def choose_gpu(local_rank: int, visible: int) -> int:
     return local_rank if visible > 1 else 0
 
 
-def import_variables() -> dict[str, str]:
-    """Return the environment variables by which a process imports this program from where this one has it.
+def import_variables(home: Path = _HOME) -> dict[str, str]:
+    """Return the environment variables by which a process imports this program from `home`; default: as this one does.
 
     Without them `python -m` takes packages of the same names from the folder that it is started in, if there are any.
     """
-    home = str(Path(__file__).parents[1])
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 

@@ -5,21 +5,25 @@ a rank was lost or killed, it puts the job back into the queue under the same nu
 run then goes on from its last checkpoint. This happens in the batch script since `scontrol` is missing in containers.
 """
 
+import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
-import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import submitit
 from submitit.core.utils import FailedJobError
 
-from cluster.env import SLURM_PORTS, free_port
+from cluster.env import SLURM_PORTS, import_variables
 from cluster.exit_status import RETRIED
+from cluster.local import run_ranks
 from cluster.snapshot import snapshot_code
 from cluster.worker import FAILED_FILE_VARIABLE, TRAIN_ENTRY, TrainJob
 from configs.atomic import cannot_write, write_text_atomically
@@ -28,6 +32,7 @@ from configs.launch import LaunchConfig, minutes_of
 
 SLURM_FOLDER = "slurm"
 JOB_FILE = "job.json"
+_STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class Run:
     Attributes:
         run_dir: its folder.
         config: text of its resolved configuration.
-        entry: what every rank runs, see `cluster.worker.TrainJob`.
+        entry: what every rank of a job runs, see `cluster.worker.TrainJob`.
     """
 
     run_dir: Path
@@ -101,37 +106,39 @@ def submit(runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> list[JobR
     return [_note(run, job, launch, folder) for run, job in zip(runs, submitted, strict=True)]
 
 
-def run_locally(run: Run, launch: LaunchConfig, folder: Path) -> int:
-    """Run the same job through submitit on this machine, show what rank 0 writes, and wait.
+def run_locally(command: Sequence[str], runs: Sequence[Run], launch: LaunchConfig, folder: Path) -> int:
+    """Run the same ranks on this machine, one run after the other, without queue, time limit and further tries.
+
+    Rank 0 writes to the terminal, the others to `rank_N.log` in RUN/slurm. A signal is passed on to the ranks, as
+    `cluster.local.run_ranks` says, and no further run is begun.
+
+    Args:
+        command: program and arguments of a rank; the path of the configuration follows.
+        runs: at least one.
+        launch: how many ranks, and the lines before them.
+        folder: receives the configurations and the copy of the code.
 
     Returns:
-        0 when it succeeded, else 1.
+        0 when all runs succeed, else the largest status of a run; 128 + signal after a signal.
 
     Raises:
-        UserError: more than one node is asked for, or the folder cannot be written.
+        UserError: more than one node is asked for, a folder cannot be written, or the lines before the ranks end it.
     """
     if launch.nodes > 1:
         raise UserError(f"--local has one node, not {launch.nodes}: leave --nodes out")
-    code = snapshot_code(_made(folder))
-    executor = submitit.AutoExecutor(folder=folder, cluster="local")
-    rendezvous = f"export MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port()}"
-    executor.update_parameters(
-        tasks_per_node=launch.ranks,
-        gpus_per_node=launch.gpus_per_node,
-        timeout_min=minutes_of(launch.time),
-        local_setup=[_python_path(code), rendezvous, *launch.setup],
-    )
-    job = executor.submit(TrainJob(str(_write_config(run, folder)), run.entry))
-    record = _note(run, job, launch, folder)
-    shown = 0
-    while not job.done():
-        shown = _show_more(record.log(0), shown)
-        time.sleep(0.2)
-    _show_more(record.log(0), shown)
-    failed = [rank for rank in range(record.ranks) if job.task(rank).exception() is not None]
-    for rank in failed[:1]:
-        print(record.log(rank, "err").read_text(errors="replace").strip(), file=sys.stderr)
-    return 1 if failed else 0
+    variables = import_variables(snapshot_code(_made(folder)).resolve())
+    if not launch.gpus_per_node:
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    if launch.setup:
+        variables = _environment_after(launch.setup, variables)
+    worst = 0
+    for run in runs:
+        config = str(_write_config(run, folder))
+        status = run_ranks([*command, config], launch.ranks, run.run_dir / SLURM_FOLDER, variables)
+        if status in _STOPPED:
+            return status
+        worst = max(worst, status)
+    return worst
 
 
 def read_job(run_dir: Path) -> JobRecord:
@@ -215,6 +222,8 @@ def _python_path(code: Path) -> str:
 
 def _requeue_lines(max_requeues: int) -> list[str]:
     """Return the lines after srun: put the job back into the queue if its status asks for it."""
+    # One element of an array has the number of the whole array, which SLURM would start again with it.
+    job = '"${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"'
     pattern = " | ".join(str(status) for status in sorted(RETRIED))
     return [
         "status=$?",
@@ -223,7 +232,7 @@ def _requeue_lines(max_requeues: int) -> list[str]:
         f"  {pattern})",
         f'    if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then',
         '      echo "status $status: back into the queue, restart $((${SLURM_RESTART_COUNT:-0} + 1))"',
-        '      scontrol requeue "$SLURM_JOB_ID" && sleep 60',  # the requeue ends this script
+        f"      scontrol requeue {job} && sleep 60",  # the requeue ends this script
         "    else",
         f'      echo "status $status after {max_requeues} restarts: not put back into the queue (max_requeues)"',
         "    fi;;",
@@ -232,12 +241,24 @@ def _requeue_lines(max_requeues: int) -> list[str]:
     ]
 
 
+def _environment_after(setup: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Run shell lines once, with further `variables`; return the whole environment that they leave."""
+    with tempfile.NamedTemporaryFile() as file:
+        lines = [*setup, f"env -0 >{shlex.quote(file.name)}"]
+        done = subprocess.run(["bash", "-c", "\n".join(lines)], env={**os.environ, **variables}, check=False)
+        left = os.fsdecode(file.read())
+    if not left:
+        raise UserError(f"the lines of setup ended their shell with status {done.returncode}: no rank was started")
+    return dict(pair.split("=", 1) for pair in left.rstrip("\0").split("\0"))
+
+
 def _name(runs: Sequence[Run], folder: Path) -> str:
     return f"modsquad-{runs[0].run_dir.name if len(runs) == 1 else folder.parent.name}"
 
 
 def _write_config(run: Run, folder: Path) -> Path:
-    path = folder / f"config-{run.run_dir.name}-{time.strftime('%Y%m%d-%H%M%S')}.yaml"
+    digest = hashlib.sha256(run.config.encode()).hexdigest()  # another configuration never takes the place of this one
+    path = folder / f"config-{run.run_dir.name}-{digest[:12]}.yaml"
     write_text_atomically(path, run.config)
     return path.resolve()
 
@@ -265,15 +286,3 @@ def _reason(error: Exception) -> str:
     """Return sbatch's own words, as one line."""
     lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error: " in line]
     return "; ".join(dict.fromkeys(lines)) or (str(error).splitlines() or [repr(error)])[-1]
-
-
-def _show_more(log: Path, shown: int) -> int:
-    """Print what a log holds behind the first `shown` bytes; return how many it has."""
-    if not log.is_file():
-        return shown
-    with log.open("rb") as file:
-        file.seek(shown)
-        text = file.read()
-    sys.stdout.write(text.decode(errors="replace"))
-    sys.stdout.flush()
-    return shown + len(text)

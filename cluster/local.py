@@ -1,6 +1,7 @@
 """Several ranks on this machine: start them, watch them, stop all when one fails, leave none behind.
 
-Rank 0 shares the terminal; the other ranks write to files, whose last line is shown when they are the ones that fail.
+Rank 0 shares the terminal; the other ranks write to files, of which a line is shown where they are the ones that fail
+or have spoken for all.
 """
 
 import ctypes
@@ -69,10 +70,12 @@ def run_ranks(
         finally:
             _stop(processes)
     code = 0 if failed is None else processes[failed].returncode
+    spoken = None if report else _spoken_for_all(logs[1 : len(processes)])
     if received and (code == 0 or code in _STOPPED or received.count(signal.SIGINT) > 1):
+        _tell(spoken, None)
         return 128 + received[0]
     if failed is not None:
-        _tell(_reason(failed, code, logs[failed], has_log=failed > 0 or report is not None), report)
+        _tell(_reason(failed, code, logs[failed], has_log=failed > 0 or report is not None) or spoken, report)
     return 128 - code if code < 0 else code
 
 
@@ -164,6 +167,12 @@ def _signal_all(processes: Sequence[subprocess.Popen[bytes]], number: int) -> No
     for process in processes:
         if process.poll() is None:
             process.send_signal(number)
+
+
+def _spoken_for_all(logs: Sequence[Path]) -> str | None:
+    """Return what a rank that writes to a file said for all: that of the ranks which comes first says it once."""
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if line.startswith(("error: ", "interrupted by "))), None)
 
 
 def _tell(reason: str | None, report: Callable[[str], object] | None) -> None:

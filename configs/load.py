@@ -1,5 +1,6 @@
 """YAML files, layers and dotted overrides -> `RunConfig`, with errors that name the nearest valid key and the file."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,6 +70,13 @@ def load_config(
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, path, origin) + unread) from None
+
+
+def make_override(key: str, value: object) -> str:
+    """Return "key=value" for `load_config`, which reads the same value back: a path, say, with " #" or quotes in it."""
+    plain = str(value) if isinstance(value, Path) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").rstrip()
+    return f"{key}={text}"
 
 
 def find_recipe(source: str | Path) -> Path:

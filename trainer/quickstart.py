@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.cpu import usable_cores
 from cluster.local import run_ranks
 from configs.errors import UserError
-from configs.load import load_config
+from configs.load import load_config, make_override
 from data_pipeline.rooms.source import RoomsSource
 from trainer.cli.data import pack_with_progress
 from trainer.evaluation.evaluate import latest_evaluation
@@ -47,7 +47,7 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
     own = {"run_dir": out, "data.train": train, "data.val": val}
     if given := next((text for text in overrides if text.partition("=")[0] in own), None):
         raise UserError(f"override '{given}': the quickstart puts everything into one folder; choose it with --out")
-    arguments = [*(f"{key}={path}" for key, path in own.items()), *overrides]
+    arguments = [*(make_override(key, path) for key, path in own.items()), *overrides]
     config = load_config("quickstart", arguments)
     steps, size = config.train.steps, config.data.image_size
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -14,15 +15,17 @@ import pytest
 
 from cluster.env import SLURM_PORTS, RankEnv, free_port
 from cluster.jobs import cancel_job, job_state
-from cluster.launch import Run, read_job, sbatch_script, submit
+from cluster.launch import Run, read_job, run_locally, sbatch_script, submit
 from configs.errors import UserError
 from configs.launch import LaunchConfig
-from configs.load import dump_config
+from configs.load import dump_config, load_config
+from tests.cluster.warned_element import ENTRY, FIRST, LAST, SECOND, starts
 from tests.services.slurm import first_job_id, running_slurm, wait_for_job
 from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.run_files import StepRecord, read_steps
 
+MODSQUAD = (sys.executable, "-m", "trainer.cli")
 STEPS = 40
 TWO_NODES = LaunchConfig(nodes=2, cpus_per_rank=1, time="10", max_requeues=2)
 
@@ -148,6 +151,46 @@ def test_a_sweep_is_an_array_of_runs(slurm: Path, shards: Path) -> None:
     assert shown.count("2/2") == 2
 
 
+def test_a_sweep_over_paths_of_the_same_name_trains_from_each(slurm: Path, shards: Path) -> None:
+    config, paths = shards / "paths.yaml", {"/one/model.safetensors", "/two/model.safetensors"}
+    config.write_text(make_run(shards, "paths").config)
+    launched = modsquad("launch", str(config), "--sweep", f"train.init_from={','.join(paths)}", "--slurm", "hold")
+    assert launched.returncode == 0, launched.stderr
+    root = shards / "paths"
+    configs = [load_config(path) for path in (root / "slurm").glob("config-*.yaml")]
+    assert {run.train.init_from for run in configs} == paths
+    folders = sorted(root.glob("[0-9]*"))
+    assert sorted(run.run_dir for run in configs) == list(map(str, folders))
+    for folder in folders:
+        cancel_job(read_job(folder).job_id)
+
+
+@pytest.mark.parametrize(("sweep", "name"), [((), "run"), (("--sweep", "optim.lr=0.1"), "run/000_optim.lr=0.1")])
+def test_a_job_trains_in_its_folder_whatever_that_is_called(
+    slurm: Path, shards: Path, tmp_path: Path, sweep: tuple[str, ...], name: str
+) -> None:
+    folder = tmp_path / "it's #1"
+    folder.mkdir()
+    (tmp_path / "recipe.yaml").write_text(make_run(shards, "unused", "run_dir=run").config)
+    with contextlib.chdir(folder):
+        launched = modsquad("launch", "../recipe.yaml", "--slurm", "hold", *sweep)
+    assert launched.returncode == 0, launched.stderr
+    cancel_job(read_job(folder / name).job_id)
+    (config,) = (folder / "run" / "slurm").glob("config-*.yaml")
+    assert load_config(config).run_dir == str(folder / name)
+    assert shlex.quote(str(folder / name)) in launched.stdout
+
+
+def test_of_a_sweep_only_the_element_that_was_warned_starts_again(slurm: Path, tmp_path: Path) -> None:
+    runs = [Run(tmp_path / f"run_{element}", str(tmp_path), ENTRY) for element in (FIRST, SECOND, LAST)]
+    launch = LaunchConfig(cpus_per_rank=1, time="10")
+    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])):  # sbatch hands it on
+        records = submit(runs, launch, tmp_path / "slurm")
+    for record in records:
+        assert wait_for_job(record.job_id).state == "COMPLETED", starts(tmp_path)
+    assert sorted(starts(tmp_path)) == [FIRST, SECOND, LAST, LAST]
+
+
 def test_a_cancelled_job_is_over(slurm: Path, shards: Path) -> None:
     run = make_run(shards, "cancelled", "train.steps=100000")
     (record,) = submit([run], TWO_NODES, run.run_dir / "slurm")
@@ -234,18 +277,60 @@ def test_the_same_job_runs_without_slurm(shards: Path, tmp_path: Path) -> None:
     assert "step 3/3" in done.stdout
     assert [line.step for line in read_steps(shards / "local")] == [1, 2, 3]
     failed = modsquad("launch", str(config), "--local", "optim.lr=1e-5")
-    assert failed.returncode == 1
+    assert failed.returncode == 2
     assert "holds a run with another optim.lr" in failed.stderr
 
 
+@pytest.mark.parametrize(
+    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_local_job_that_is_stopped_saves(
+    number: signal.Signals, send: Callable[[int, int], None], shards: Path, tmp_path: Path
+) -> None:
+    run = make_run(shards, f"stopped_by_{number.name}", "train.steps=100000", "checkpoint.every_steps=100000")
+    config = tmp_path / "run.yaml"
+    config.write_text(run.config)
+    launcher = subprocess.Popen([*MODSQUAD, "launch", config, "--local"], env=variables(), start_new_session=True)
+    try:
+        wait_for_step(run, 3)
+        send(launcher.pid, number)  # Ctrl-C in a terminal reaches the ranks, too
+        assert launcher.wait(120) == 128 + number
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+    last = read_steps(run.run_dir)[-1].step
+    assert [path.name for path in (run.run_dir / "checkpoints").glob("step_*")] == [f"step_{last:08d}"]
+
+
+def test_local_ranks_run_the_code_as_it_is_now_behind_the_lines_of_setup(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "slurm"
+    setup = (f"echo once >>'{tmp_path}/count'", "export SET_UP='in two\nlines'")
+    show = [sys.executable, "-c", "import cluster, os; print(cluster.__file__, os.environ['SET_UP'])"]
+    launch = LaunchConfig(ranks_per_node=2, setup=setup)
+    assert run_locally(show, [Run(tmp_path / "run", "")], launch, folder) == 0
+    (code,) = folder.glob("code-*")
+    assert (folder / "rank_1.log").read_text() == f"{code}/cluster/__init__.py in two\nlines\n"
+    assert (tmp_path / "count").read_text() == "once\n"
+    with pytest.raises(UserError, match="setup ended their shell with status 3"):
+        run_locally(show, [Run(tmp_path / "run", "")], LaunchConfig(setup=("exit 3",)), folder)
+
+
+def test_a_local_sweep_goes_on_behind_a_run_that_fails_and_ends_with_a_signal(tmp_path: Path) -> None:
+    """Each configuration is a program."""
+    fails, stops = "raise SystemExit(2)", "import os, time; os.kill(os.getppid(), 15); time.sleep(60)"
+    runs = [Run(tmp_path / str(number), program) for number, program in enumerate((fails, "", stops, ""))]
+    launch, folder = LaunchConfig(), tmp_path / "slurm"
+    assert run_locally([sys.executable], runs[:2], launch, folder) == 2
+    assert run_locally([sys.executable], runs, launch, folder) == 128 + signal.SIGTERM
+    assert [run.run_dir.exists() for run in runs] == [True, True, True, False]
+
+
 def modsquad(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "trainer.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-    )
+    return subprocess.run([*MODSQUAD, *arguments], capture_output=True, text=True, check=False, env=variables())
+
+
+def variables() -> dict[str, str]:
+    return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 def rank_process(job_id: str, rank: int) -> int:

@@ -63,6 +63,27 @@ def test_a_killed_rank_is_named_before_those_that_lost_it(
     assert f"rank {killed} was ended by SIGKILL" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("says", "status", "told"),
+    [
+        ("error: no shard", 2, 2),
+        ("interrupted by SIGTERM; saved", 143, 143),
+        ("interrupted by SIGTERM; saved", 143, 130),  # Ctrl-C
+    ],
+)
+def test_what_another_rank_says_for_all_reaches_the_terminal(
+    says: str, status: int, told: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = (
+        "import os, sys, time; r = int(os.environ['RANK']);"
+        f"r and print({says!r}, flush=True);"
+        f"{told} == 130 and r and os.kill(os.getppid(), 2);"
+        f"sys.exit({status})"
+    )
+    assert run_ranks([sys.executable, "-c", program], 2, tmp_path) == told
+    assert capfd.readouterr() == ("", f"{says}\n")
+
+
 def test_ranks_share_the_cores_unless_the_user_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert run_ranks([sys.executable, "-c", PRINT_RANK], 2, tmp_path) == 0

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from configs.load import RECIPES, differing_keys, dump_config, load_config, recipe_names
+from configs.load import RECIPES, differing_keys, dump_config, load_config, make_override, recipe_names
 from configs.schema import RunConfig
 
 
@@ -28,6 +28,16 @@ def test_overrides_are_yaml_values_applied_in_order(tmp_path: Path) -> None:
     config = load_config(path, ["train.steps=200", "model.depth=6", "tasks=[normal, semseg]", "train.steps=300"])
     assert (config.train.steps, config.model.depth, config.tasks) == (300, 6, ("normal", "semseg"))
     assert load_config(path, ["data.tasks_per_image=null"]).data.tasks_per_image is None
+
+
+@given(folder=st.text(st.characters()))
+@example(folder="/runs/it's #1: [a], {b} & %d")
+@example(folder="/runs/\N{GRINNING FACE}\udcff\x7f\x85")
+@example(folder="12")
+def test_an_override_made_of_a_value_gives_it_back(folder: str) -> None:
+    overrides = [make_override("run_dir", folder), make_override("data.train", Path(folder))]
+    config = load_config("quickstart", overrides)
+    assert (config.run_dir, config.data.train) == (folder, str(Path(folder)))
 
 
 def test_weights_and_shares_of_tasks_outside_the_run_are_kept(tmp_path: Path) -> None:

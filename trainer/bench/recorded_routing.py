@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cluster.local import run_ranks
 from configs.errors import UserError
+from configs.load import make_override
 from configs.schema import ModelConfig
 from configs.tasks import resolve_tasks
 from data_pipeline.loader import EvaluationLoader
@@ -93,7 +94,7 @@ def routing_of_rooms() -> RecordedRouting:
         for split, rooms, seed in (("train", ROOMS, 0), ("val", HELD_OUT, 1)):
             pack(RoomsSource(images=rooms, size=SIDE, seed=seed), folder / split)
         data = {"run_dir": folder / "run", "data.train": folder / "train", "data.val": folder / "val"}
-        overrides = [f"{key}={value}" for key, value in {**data, **TRAINING}.items()]
+        overrides = [make_override(key, value) for key, value in {**data, **TRAINING}.items()]
         command = [sys.executable, "-m", "trainer.cli", "train", "baselines/mod_squad", *overrides]
         if status := run_ranks(command, 1, folder / "logs"):
             raise UserError(f"the training for the benchmark ended with status {status}: see its message above")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -78,7 +79,7 @@ def launch(
         print(sbatch_script(runs, wanted, folder))
         return
     if local:
-        sys.exit(max(run_locally(run, wanted, folder) for run in runs))
+        sys.exit(run_locally([sys.executable, "-m", "trainer.cli", "train"], runs, wanted, folder))
     records = submit(runs, wanted, folder)
     _say_what_next(root, runs, records)
 
@@ -171,13 +172,13 @@ def _runs(config: str, overrides: list[str], sweep: list[str]) -> tuple[list[Run
     """Return the runs and the folder that they have in common: the run's own, or that of the sweep."""
     from cluster.launch import Run
     from configs.errors import UserError
-    from configs.load import dump_config
+    from configs.load import dump_config, make_override
     from trainer.recipes import load_recipe
 
     base = load_recipe(config, overrides)
     root = Path(base.run_dir).resolve()
     if not sweep:
-        moved = load_recipe(config, [*overrides, f"run_dir={root}"])
+        moved = load_recipe(config, [*overrides, make_override("run_dir", root)])
         return [Run(root, dump_config(moved))], root
     axes = []
     for axis in sweep:
@@ -187,8 +188,8 @@ def _runs(config: str, overrides: list[str], sweep: list[str]) -> tuple[list[Run
         axes.append([f"{key}={value}" for value in values.split(",")])
     runs = []
     for number, chosen in enumerate(itertools.product(*axes)):
-        run_dir = root / "_".join([f"{number:03d}", *chosen])
-        resolved = load_recipe(config, [*overrides, *chosen, f"run_dir='{run_dir}'"])
+        run_dir = root / "_".join([f"{number:03d}", *chosen]).replace("/", "-")
+        resolved = load_recipe(config, [*overrides, *chosen, make_override("run_dir", run_dir)])
         runs.append(Run(run_dir, dump_config(resolved)))
     return runs, root
 
@@ -199,11 +200,12 @@ def _say_what_next(root: Path, runs: list[Run], records: list[JobRecord]) -> Non
     what = f"{len(runs)} runs as the array {job}" if len(runs) > 1 else f"{root} as job {job}"
     console = Console()
     console.print(f"submitted {what}", soft_wrap=True, highlight=False, markup=False)
-    folder = runs[0].run_dir
+    folder = shlex.quote(str(runs[0].run_dir))
+    folders = folder if len(runs) == 1 else f"{shlex.quote(str(root))}/[0-9]*"
     for purpose, command in (
-        ("state", f"modsquad status {folder}" if len(runs) == 1 else f"modsquad status {root}/[0-9]*"),
+        ("state", f"modsquad status {folders}"),
         ("logs", f"modsquad logs {folder} --follow"),
-        ("the same", f"tail -F {first.log(0)}"),
+        ("the same", f"tail -F {shlex.quote(str(first.log(0)))}"),
         ("metrics", f"modsquad monitor {folder}"),
         ("end", f"scancel {job}"),
     ):
