@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from cluster.cpu import tune_process
 from cluster.env import RankEnv, detect
 from cluster.exit_status import RETRIED, WARNINGS, end_at_once
 
@@ -41,6 +42,8 @@ class TrainJob:
         """Train; return the configuration's path when the run is complete, else leave with the rank's exit status."""
         for number in WARNINGS:
             signal.signal(number, _leave_at_once)
+        tune_process()  # before torch is imported; the same as for `modsquad train`
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         module, _, name = self.entry.partition(":")
         train: Callable[[str, RankEnv], int] = getattr(import_module(module), name)
         try:
