@@ -183,7 +183,8 @@ class Trainer:
                 self.state.journal.add_micro_batch(loss, statistics, scale)
                 self.state.ledger.update(statistics.routing)
             self.state.journal.add_step(time.perf_counter() - started, waited, self.env.world)
-        self._telemetry.on_step(self.state.steps_done, time.perf_counter() - started, waited)
+        seconds = time.perf_counter() - started
+        self._telemetry.on_step(self.state.steps_done, seconds, waited, bad=outcome.skipped)
         self.state.cursor = self.state.cursor.advanced(train.images_per_step)
         return outcome
 

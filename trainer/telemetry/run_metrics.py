@@ -81,9 +81,6 @@ class RunMetrics(Collector):
         yield _gauge("task_loss", "Mean loss per pair.", ["task"], [(labels, value) for _, labels, value in by_task])
         yield _counter("images", "Images used.", [], [([], line["images"])])
         yield _counter(
-            "bad_steps", "Steps without an update, their gradient not being finite.", [], [([], line["bad_steps"])]
-        )
-        yield _counter(
             "pairs", "(image, task) pairs used.", ["task"], [([name], value) for name, value in line["pairs"].items()]
         )
         information = line["mutual_information"]

@@ -127,7 +127,7 @@ def test_rank_0_serves_the_run_and_every_rank_its_own_health(tmp_path: Path) -> 
         assert 0 <= value(samples, "data_wait_seconds_total") <= value(samples, "step_seconds_sum")
         assert value(samples, "checkpoint_timestamp_seconds") <= value(samples, "step_timestamp_seconds")
         assert any(name == "modsquad_build_info" for name, _ in samples)
-    assert "modsquad_loss" not in names(other)
+    assert not {"modsquad_loss", "modsquad_bad_steps_total"} & names(other)
     assert "modsquad_expert_tokens_total" not in names(other)
     moved = [[value(s, "all_to_all_bytes_total", direction=way) for s in first] for way in ("sent", "received")]
     assert sum(moved[0]) == sum(moved[1]) > 0
@@ -183,7 +183,6 @@ def line(loss: float | None) -> dict[str, Any]:
         "task_loss": {"depth": 1.0, "scene": None},
         "mutual_information": {"blocks.1.mlp": 0.5},
         "images": 8,
-        "bad_steps": 1,
         "pairs": {"depth": 3, "scene": 0},
     }
 
@@ -214,6 +213,16 @@ def test_loads_are_those_since_the_line_before(tmp_path: Path) -> None:
     served.close()
     with pytest.raises(urllib.error.URLError):
         scrape(f"http://127.0.0.1:{served.port}/metrics")
+
+
+def test_bad_steps_are_served_before_the_first_line(tmp_path: Path) -> None:
+    served = telemetry(tmp_path, TelemetryConfig(), {})
+    assert served.url is not None
+    assert value(scrape(served.url), "bad_steps_total") == 0
+    served.on_step(1, 0.5, 0.0, bad=True)
+    served.on_step(2, 0.5, 0.0, bad=False)
+    assert value(scrape(served.url), "bad_steps_total") == 1
+    served.close()
 
 
 def test_the_task_label_can_be_dropped(tmp_path: Path) -> None:
