@@ -249,6 +249,7 @@ class Trainer:
                 self.env,
                 traffic=parts.traffic,
                 routing=routing,
+                matching_weight=self.config.matching.weight,
                 skipped=lambda: dict(self._skips.on_rank),  # a copy, as another thread reads it
             )
             self._resources.callback(telemetry.close)

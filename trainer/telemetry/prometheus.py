@@ -50,6 +50,7 @@ class Telemetry:
         *,
         traffic: TrafficMeter,
         routing: RoutingLedger,
+        matching_weight: float,
         skipped: Callable[[], Mapping[tuple[str, str], int]],
     ) -> None:
         """Start to serve, and announce it.
@@ -60,6 +61,7 @@ class Telemetry:
             env: this rank.
             traffic: counts the bytes of token exchange.
             routing: what all ranks have routed so far, as a run that resumes found it.
+            matching_weight: `matching.weight` of the run.
             skipped: returns (shard, reason) -> samples left out on this rank so far.
 
         Raises:
@@ -68,7 +70,7 @@ class Telemetry:
         registry = CollectorRegistry()
         self._make_metrics(registry, env)
         registry.register(_Counts(traffic, skipped))
-        self._run = RunMetrics(config, routing) if env.is_main else None
+        self._run = RunMetrics(config, routing, matching_weight) if env.is_main else None
         if self._run is not None:
             registry.register(self._run)
         self._target: Path | None = None

@@ -5,7 +5,7 @@ import math
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,21 @@ def test_a_port_that_is_taken_on_one_rank_stops_all(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "targets").iterdir()) == []
 
 
-def telemetry(folder: Path, config: TelemetryConfig, skipped: Mapping[tuple[str, str], int]) -> Telemetry:
-    ledger = RoutingLedger([LAYER], ["depth", "scene"])
-    return Telemetry(folder, config, RankEnv(), traffic=TrafficMeter(), routing=ledger, skipped=lambda: skipped)
+def telemetry(
+    folder: Path,
+    config: TelemetryConfig,
+    skipped: Mapping[tuple[str, str], int],
+    tasks: Sequence[str] = ("depth", "scene"),
+) -> Telemetry:
+    return Telemetry(
+        folder,
+        config,
+        RankEnv(),
+        traffic=TrafficMeter(),
+        routing=RoutingLedger([LAYER], tasks),
+        matching_weight=0.25,
+        skipped=lambda: skipped,
+    )
 
 
 def line(loss: float | None) -> dict[str, Any]:
@@ -187,8 +199,8 @@ def line(loss: float | None) -> dict[str, Any]:
     }
 
 
-def routing(counts: list[list[int]]) -> RoutingLedger:
-    ledger = RoutingLedger([LAYER], ["depth", "scene"])
+def routing(counts: list[list[int]], tasks: Sequence[str] = ("depth", "scene")) -> RoutingLedger:
+    ledger = RoutingLedger([LAYER], tasks)
     ledger.counts[LAYER.name] = torch.tensor(counts)
     ledger.tokens[LAYER.name] = ledger.counts[LAYER.name].sum(1)
     ledger.entropy_sums[LAYER.name] = ledger.tokens[LAYER.name] * 0.25
@@ -222,6 +234,15 @@ def test_bad_steps_are_served_before_the_first_line(tmp_path: Path) -> None:
     served.on_step(1, 0.5, 0.0, bad=True)
     served.on_step(2, 0.5, 0.0, bad=False)
     assert value(scrape(served.url), "bad_steps_total") == 1
+    served.close()
+
+
+@pytest.mark.parametrize(("tasks", "weight"), [(("depth", "scene"), 0.25), (("depth",), 0.0)])
+def test_one_task_has_nothing_to_match(tmp_path: Path, tasks: Sequence[str], weight: float) -> None:
+    served = telemetry(tmp_path, TelemetryConfig(), {}, tasks)
+    served.on_line(line(3.0), routing([[1, 1, 1, 1]] * len(tasks), tasks))
+    assert served.url is not None
+    assert value(scrape(served.url), "matching_weight") == weight
     served.close()
 
 
