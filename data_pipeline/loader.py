@@ -23,7 +23,7 @@ from data_pipeline.block import Parcel
 from data_pipeline.cursor import Cursor
 from data_pipeline.draws import Augment
 from data_pipeline.planning.dealing import TaskHomes, deal_pairs, deal_slots
-from data_pipeline.planning.plan import Slot
+from data_pipeline.planning.plan import Slot, samples_of, shard_bounds
 from data_pipeline.planning.planner import make_plan
 from data_pipeline.reading import read_batch
 from data_pipeline.remote.read_ahead import ReadAhead
@@ -33,6 +33,8 @@ from data_pipeline.workers import serve_the_trainer, worker_context
 
 # Micro-batches that each worker keeps ready.
 _PREFETCH = 2
+# Enough places of an index for its average.
+_SPREAD_SHARDS = 32
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class TrainLoader(_Loader):
 
 
 class EvaluationLoader(_Loader):
-    """Every sample once over all ranks, with all its labels, unaugmented, in the order of the index.
+    """Samples once each over all ranks, with all their labels, unaugmented, in the order of the index.
 
     All ranks yield equally many batches, so that they meet in every collective; a rank that has run out yields empty
     ones. `global_pairs` counts the pairs of all ranks' batches of the same turn.
@@ -215,6 +217,7 @@ class EvaluationLoader(_Loader):
         world: int,
         limit: int | None,
         workers: int,
+        spread: bool = False,
         tolerant: bool = False,
     ) -> None:
         """Prepare the batches.
@@ -225,36 +228,48 @@ class EvaluationLoader(_Loader):
             batch_size: images per rank and batch.
             rank: of this process.
             world: number of ranks.
-            limit: only so many samples, from the start of the index; None: all.
+            limit: at most so many samples, from the start of the index; None: all.
             workers: processes that read ahead; 0: none.
+            spread: take the limited samples from all over the index instead.
             tolerant: leave out damaged members; for statistics of training samples, never to evaluate.
         """
         super().__init__(index, tasks, workers, None, tolerant=tolerant)
         self._batch_size = batch_size
         self._rank = rank
         self._world = world
-        self._count = len(index) if limit is None else min(limit, len(index))
+        count = len(index) if limit is None else min(limit, len(index))
+        self._samples = _spread_over(index.shard_of, count) if spread else np.arange(count)
         self._in_flight = batch_size * world * (1 + max(1, workers * _PREFETCH))
 
     def __len__(self) -> int:
         """Batches of this rank, empty ones included."""
-        return math.ceil(self._count / (self._batch_size * self._world))
+        return math.ceil(len(self._samples) / (self._batch_size * self._world))
 
     def _requests(self) -> Iterator[Request]:
         available = self._index.available([spec.name for spec in self._tasks])
         turn = self._batch_size * self._world
-        with ReadAhead(self._index, _in_order, start=0, end=self._count, cycle=self._count) as ahead:
-            for first in range(0, self._count, turn):
+        count = len(self._samples)
+        with ReadAhead(self._index, self._samples_at, start=0, end=count, cycle=count) as ahead:
+            for first in range(0, count, turn):
                 ahead.advance(first - self._in_flight, first + turn)
-                samples = range(first, min(first + turn, self._count))
+                samples = self._samples_at(first, turn).tolist()
                 slots = [Slot(sample, tuple(np.flatnonzero(available[sample]).tolist()), 0) for sample in samples]
                 mine = slots[self._rank * self._batch_size :][: self._batch_size]
                 yield Request(tuple(mine), _count_pairs(slots, len(self._tasks)))
 
+    def _samples_at(self, position: int, count: int) -> NDArray[np.int64]:
+        return self._samples[position : position + count]
 
-def _in_order(position: int, count: int) -> NDArray[np.int64]:
-    """Samples of an evaluation's positions."""
-    return np.arange(position, position + count)
+
+def _spread_over(shard_of: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return `count` samples or a few less, ascending, spread evenly over some shards, these evenly over all."""
+    bounds = shard_bounds(shard_of)
+    total = len(bounds) - 1
+    # A remote shard is fetched whole, so only as many as needed where shards are small.
+    some = max(_SPREAD_SHARDS, math.ceil(count * total / len(shard_of)))
+    pool = samples_of(bounds, np.unique(np.arange(some) * total // some))
+    count = min(count, len(pool))
+    return np.asarray(pool[np.arange(count) * len(pool) // count])
 
 
 class _Reader(Dataset[Batch | Parcel | UserError]):

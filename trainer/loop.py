@@ -185,7 +185,8 @@ class Trainer:
                 self.state.journal.add_micro_batch(loss, statistics, scale)
                 self.state.ledger.update(statistics.routing)
             self.state.journal.add_step(time.perf_counter() - started, waited, self.env.world)
-        self._telemetry.on_step(self.state.steps_done, time.perf_counter() - started, waited)
+        seconds = time.perf_counter() - started
+        self._telemetry.on_step(self.state.steps_done, seconds, waited, bad=outcome.skipped)
         self.state.cursor = self.state.cursor.advanced(train.images_per_step)
         return outcome
 
@@ -252,6 +253,7 @@ class Trainer:
                 self.env,
                 traffic=parts.traffic,
                 routing=routing,
+                matching_weight=self.config.matching.weight,
                 skipped=lambda: dict(self._skips.on_rank),  # a copy, as another thread reads it
             )
             self._resources.callback(telemetry.close)

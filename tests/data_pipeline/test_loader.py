@@ -235,6 +235,19 @@ def test_evaluation_sees_every_sample_once(folder: Path, world: int, workers: in
     assert [pairs[spec.name] for spec in TASKS] == labels.tolist()
 
 
+@pytest.mark.parametrize("limit", [1, 10, 22, 23, 100, None])
+def test_a_spread_evaluation_sees_samples_from_all_over(folder: Path, limit: int | None) -> None:
+    index = ShardIndex.load(folder)
+    count = min(limit or SAMPLES, SAMPLES)
+    keys = []
+    for rank in range(2):
+        loader = EvaluationLoader(index, TASKS, batch_size=3, rank=rank, world=2, limit=limit, workers=0, spread=True)
+        keys += [key for batch in loader for key in batch.keys]
+    seen = sorted(index.keys.index(key) for key in keys)
+    assert len(seen) == len(set(seen)) == count
+    assert max(np.diff([*seen, SAMPLES])) <= -(-SAMPLES // count)
+
+
 def bad_shards(path: Path, tasks: Sequence[str], member: str) -> ShardIndex:
     """One good shard, then damaged bytes in `member` of its last sample."""
     with ShardWriter(path / "a.tar") as writer:

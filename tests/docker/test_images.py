@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ import yaml
 
 from configs.launch import PROFILES
 from configs.load import load_config, recipe_names
+from tests.services.prometheus import assert_accepts
+from trainer.telemetry.prometheus import TARGETS
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -81,12 +83,19 @@ def test_prometheus_finds_the_trainer(compose: dict[str, Any]) -> None:
     assert load_config("quickstart", overrides).telemetry.address == "0.0.0.0"
     (discovery,) = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"][0]["file_sd_configs"]
     (watched,) = discovery["files"]
-    volume, _, place = next(mount for mount in compose["prometheus"]["volumes"] if mount.startswith("runs:")).partition(
-        ":"
-    )
-    assert volume == "runs"
-    assert watched.startswith(f"{place.partition(':')[0]}/*/targets/")
-    assert run.startswith(next(mount for mount in trainer["volumes"]).partition(":")[2])
+    announced = f"{run}/{TARGETS}/rank_*.json"
+    assert place_in_runs(trainer, announced) == place_in_runs(compose["prometheus"], watched)
+
+
+def place_in_runs(service: dict[str, Any], path: str) -> str:
+    """Return where a path of the service lies in the volume of runs."""
+    mount = next(mount for mount in service["volumes"] if mount.startswith("runs:"))
+    place = mount.split(":")[1]
+    return str(PurePosixPath(path).relative_to(place))
+
+
+def test_prometheus_accepts_its_configuration() -> None:
+    assert_accepts(DOCKER / "prometheus.yml")
 
 
 def test_grafana_is_provisioned(compose: dict[str, Any]) -> None:

@@ -42,6 +42,13 @@ class Prometheus:
             return False
 
 
+def assert_accepts(config: Path) -> None:
+    """Fail with promtool's words where Prometheus would not start with a configuration file."""
+    need_programs({"promtool": "prometheus"})
+    done = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @contextmanager
 def running_prometheus(config: Path, data: Path, port: int) -> Iterator[Prometheus]:
     """Start Prometheus with a configuration file and stop it afterwards."""

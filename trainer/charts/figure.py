@@ -43,6 +43,7 @@ _RC: dict[Any, Any] = {
     "xtick.color": INK,
     "ytick.color": INK,
     "text.color": INK,
+    "text.parse_math": False,  # a $ in the name of a run is no formula
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.6,

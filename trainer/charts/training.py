@@ -112,7 +112,6 @@ def loss_comparison_chart(path: Path, panels: Mapping[str, Sequence[LossCurve]],
                     item.loss if window < 2 else smooth(item.loss, window),
                     _LINES[number // len(CATEGORIES) % len(_LINES)],
                     color=CATEGORIES[number % len(CATEGORIES)],
-                    label=item.name,
                 )
             axis.set_title(title, fontsize=8.5)
             axis.tick_params(labelsize=7)
@@ -120,5 +119,6 @@ def loss_comparison_chart(path: Path, panels: Mapping[str, Sequence[LossCurve]],
             axis.set_xlabel(unit, fontsize=7.5)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        handles, names = axes[0].get_legend_handles_labels()
-        canvas.legend(handles, names, loc="outside upper left", ncols=4)
+        # Not as labels of the lines: those that begin with _ are none to matplotlib.
+        names = [item.name for item in next(iter(panels.values()))]
+        canvas.legend(axes[0].get_lines(), names, loc="outside upper left", ncols=4)

@@ -2,7 +2,7 @@
 
 A constant is one raw head output, the same for every image and pixel. Which one is best depends on the metric: the
 median for l1, the mean for squares, the mean direction for angles, the most frequent class for counts. It is fitted on
-the first images of the training index, on at most `VALUES_PER_PAIR` pixels of each label, spread evenly.
+images from all over the training index, on at most `VALUES_PER_PAIR` pixels of each label, spread evenly.
 """
 
 import math
@@ -32,13 +32,19 @@ Constants = Mapping[str, Mapping[MetricKind, Tensor]]
 def constant_predictor(
     index: ShardIndex, tasks: Sequence[TaskSpec], size: int, limit: int | None = IMAGES, *, tolerant: bool = False
 ) -> Constants:
-    """Return the best constants on the first `limit` images of `index`, at `size` x `size` pixels.
+    """Return the best constants on `limit` images of `index` (None: all), at `size` x `size` pixels.
 
-    A task without any label there has no entry. No communication: every rank computes the same values. A tolerant one
-    goes by what is whole, where a run may leave out damaged samples.
+    They lie evenly in shards from all over the index, since neighbours are alike: one building, one scene. A task
+    without a label among them has no entry, and is evaluated without a constant. No communication: every rank computes
+    the same values. A tolerant one goes by what is whole, where a run may leave out damaged samples.
+
+    Raises:
+        UserError: a damaged shard.
     """
     samples: dict[str, list[Tensor]] = defaultdict(list)
-    loader = EvaluationLoader(index, tasks, batch_size=8, rank=0, world=1, limit=limit, workers=0, tolerant=tolerant)
+    loader = EvaluationLoader(
+        index, tasks, batch_size=8, rank=0, world=1, limit=limit, workers=0, spread=True, tolerant=tolerant
+    )
     try:
         for batch in loader:
             for name, target in prepare_batch(batch, tasks, size).targets.items():

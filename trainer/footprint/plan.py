@@ -140,9 +140,9 @@ def recommend(layouts: Sequence[PlannedLayout]) -> PlannedLayout:
 
 
 def ep_sizes(config: RunConfig, world: int) -> list[int]:
-    """Return every ep_size that divides the world and the experts of every layer."""
+    """Return every ep_size that divides the world and the experts of every layer; without such layers, 1 alone."""
     layers = expert_layers(config.model)
-    return [n for n in _divisors(world) if not any(layer.num_experts % n for layer in layers)]
+    return [n for n in _divisors(world if layers else 1) if not any(layer.num_experts % n for layer in layers)]
 
 
 def memory_per_rank(config: RunConfig, layout: Layout, stage: int, micro_batch: int, *, load: float = LOAD) -> Memory:

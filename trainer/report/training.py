@@ -50,7 +50,8 @@ def results_section(run_dir: Path, evaluation: EvaluationRecord | None) -> html.
     rows = [_score_row(name, score) for name, score in evaluation.tasks.items()]
     caption = (
         f"{evaluation.images:,} {evaluation.split} images at step {evaluation.step:,}. The constant is the one "
-        "prediction that scores best on the training labels; a model that has learned nothing cannot beat it."
+        "prediction that scores best on a sample of labels from all over the training shards; a model that has learned "
+        "nothing hardly beats it."
     )
     return html.Section(title=title, caption=caption, body=html.table(headers, rows, right=headers[3:6]))
 

@@ -50,6 +50,7 @@ class Telemetry:
         *,
         traffic: TrafficMeter,
         routing: RoutingLedger,
+        matching_weight: float,
         skipped: Callable[[], Mapping[tuple[str, str], int]],
     ) -> None:
         """Start to serve, and announce it.
@@ -60,15 +61,16 @@ class Telemetry:
             env: this rank.
             traffic: counts the bytes of token exchange.
             routing: what all ranks have routed so far, as a run that resumes found it.
+            matching_weight: `matching.weight` of the run.
             skipped: returns (shard, reason) -> samples left out on this rank so far.
 
         Raises:
             UserError: the port is taken or not allowed, or the address is not one of this machine.
         """
         registry = CollectorRegistry()
-        self._make_metrics(registry)
+        self._make_metrics(registry, env)
         registry.register(_Counts(traffic, skipped))
-        self._run = RunMetrics(config, routing) if env.is_main else None
+        self._run = RunMetrics(config, routing, matching_weight) if env.is_main else None
         if self._run is not None:
             registry.register(self._run)
         self._target: Path | None = None
@@ -78,7 +80,7 @@ class Telemetry:
             self._serve(registry, config, env.local_rank)
             self._announce(run_dir, config, env)
 
-    def _make_metrics(self, registry: CollectorRegistry) -> None:
+    def _make_metrics(self, registry: CollectorRegistry, env: RankEnv) -> None:
         self._step = Gauge("modsquad_step", "Finished optimizer steps.", registry=registry)
         self._step_time = Gauge(
             "modsquad_step_timestamp_seconds", "Time of the latest finished step.", registry=registry
@@ -87,6 +89,11 @@ class Telemetry:
             "modsquad_step_seconds", "Wall time of one optimizer step.", buckets=_STEP_SECONDS, registry=registry
         )
         self._wait = Counter("modsquad_data_wait_seconds", "Wall time spent waiting for batches.", registry=registry)
+        self._bad_steps = Counter(
+            "modsquad_bad_steps",
+            "Steps of this process without an update, their gradient not being finite.",
+            registry=registry if env.is_main else None,  # all ranks agree on them, one tells
+        )
         self._checkpoint = Gauge(
             "modsquad_checkpoint_timestamp_seconds", "Time of the latest checkpoint of this run.", registry=registry
         )
@@ -99,9 +106,13 @@ class Telemetry:
         self._step_time.set_to_current_time()
         self._checkpoint.set_to_current_time()
 
-    def on_step(self, step: int, seconds: float, wait_seconds: float) -> None:
-        """Step `step` (from 1) took `seconds`, of which `wait_seconds` were spent waiting for data."""
+    def on_step(self, step: int, seconds: float, wait_seconds: float, *, bad: bool) -> None:
+        """Step `step` (from 1) took `seconds`, of which `wait_seconds` were spent waiting for data.
+
+        A `bad` one updated nothing, its gradient not being finite.
+        """
         self._step.set(step)
+        self._bad_steps.inc(bad)
         self._step_time.set_to_current_time()
         self._step_seconds.observe(seconds)
         self._wait.inc(wait_seconds)

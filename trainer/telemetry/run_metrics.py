@@ -48,10 +48,12 @@ class _Snapshot:
 class RunMetrics(Collector):
     """Serves the latest line and the routing that belongs to it; nothing before the first."""
 
-    def __init__(self, config: TelemetryConfig, routing: RoutingLedger) -> None:
+    def __init__(self, config: TelemetryConfig, routing: RoutingLedger, matching_weight: float) -> None:
         """Count from `routing`, the sums of all ranks that a run which resumes has found."""
         self._task_label = config.task_label
         self._layers, self._tasks = routing.layers, routing.tasks
+        # One task has nothing to match.
+        self._matching_weight = matching_weight if len(routing.tasks) > 1 else 0.0
         self._previous = _sums(routing)
         self._latest: _Snapshot | None = None
 
@@ -81,10 +83,10 @@ class RunMetrics(Collector):
         yield _gauge("task_loss", "Mean loss per pair.", ["task"], [(labels, value) for _, labels, value in by_task])
         yield _counter("images", "Images used.", [], [([], line["images"])])
         yield _counter(
-            "bad_steps", "Steps without an update, their gradient not being finite.", [], [([], line["bad_steps"])]
-        )
-        yield _counter(
             "pairs", "(image, task) pairs used.", ["task"], [([name], value) for name, value in line["pairs"].items()]
+        )
+        yield _gauge(
+            "matching_weight", "Weight of the mutual information; 0 with one task.", [], [([], self._matching_weight)]
         )
         information = line["mutual_information"]
         yield _gauge(

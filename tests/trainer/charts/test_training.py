@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.trainer.pictures import ink
-from trainer.charts.training import Progress, progress_chart, task_loss_chart
+from trainer.charts.training import LossCurve, Progress, loss_comparison_chart, progress_chart, task_loss_chart
 
 
 def progress(steps: np.ndarray, mutual_information: dict[str, np.ndarray]) -> Progress:
@@ -43,3 +43,15 @@ def test_a_gap_of_non_finite_losses_does_not_hide_the_rest(tmp_path: Path) -> No
     task_loss_chart(tmp_path / "gap.png", steps, {"depth": loss})
     task_loss_chart(tmp_path / "empty.png", steps, {"depth": np.full(100, np.nan)})
     assert ink(tmp_path / "gap.png") > ink(tmp_path / "empty.png")
+
+
+def test_runs_of_any_name_are_in_the_legend(tmp_path: Path) -> None:
+    steps = np.arange(9, dtype=np.float64)
+
+    def drawn(name: str) -> int:
+        curves = [LossCurve(name=each, place=steps, loss=steps) for each in (name, "new")]
+        loss_comparison_chart(tmp_path / "losses.png", {"total": curves}, "step")
+        return ink(tmp_path / "losses.png")
+
+    assert drawn("_long_ago") > drawn("_")
+    assert drawn("cost$1^$") > drawn("_")

@@ -1,5 +1,7 @@
 """The constant predictor: for every metric, no other constant does better on the labels it was fitted on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,20 @@ def test_missing_labels_and_limits(index: ShardIndex) -> None:
     assert "reshading" not in constant_predictor(index, (*SPECS, TASKS["reshading"]), SIDE)
     first = constant_predictor(index, SPECS[:1], SIDE, limit=1)
     assert not first["depth_euclidean"]["l1"].equal(constant_predictor(index, SPECS[:1], SIDE)["depth_euclidean"]["l1"])
+
+
+def test_images_from_all_over_the_index_are_looked_at(tmp_path: Path) -> None:
+    """The first shards hold one class, and more of the images that a look at the first ones would see."""
+    spec = TASKS["class_scene"]
+    rgb = np.zeros((1, 1, 3), np.uint8)
+    entries = []
+    for shard in range(40):
+        first = shard < 20
+        label = np.eye(spec.channels, dtype=np.float32)[3 if first else 7]
+        with ShardWriter(tmp_path / f"{shard:03}.tar") as writer:
+            for image in range(15 if first else 17):
+                writer.write(Sample(key=f"{shard}-{image}", rgb=rgb, labels={spec.name: label}))
+        entries.append(writer.entry)
+    write_index(tmp_path, entries)
+    constants = constant_predictor(ShardIndex.load(tmp_path), [spec], size=1)
+    assert constants[spec.name]["accuracy"].argmax() == 7

@@ -132,6 +132,7 @@ def test_recomputation_takes_less_memory() -> None:
 def test_ep_sizes_divide_world_and_experts() -> None:
     assert ep_sizes(config(model={"preset": "small"}), 30) == [1]  # 15 and 16 experts have no common divisor
     assert ep_sizes(config(model={"preset": "base"}), 16) == [1, 2, 4, 8]
+    assert ep_sizes(config(model={"preset": "tiny", "placement": "dense"}), 16) == [1]
 
 
 def test_the_command_prints_layouts_and_a_recommendation() -> None:

@@ -16,7 +16,7 @@ import pytest
 from cluster.env import RankEnv, free_port
 from configs.errors import UserError
 from configs.load import dump_config
-from tests.services.prometheus import Prometheus, running_prometheus
+from tests.services.prometheus import Prometheus, assert_accepts, running_prometheus
 from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
 from trainer.telemetry.monitor import write_monitoring
@@ -99,6 +99,14 @@ def test_every_panel_of_the_dashboard_has_data(tmp_path: Path) -> None:
         assert rules
         assert {rule["health"] for rule in rules} == {"ok"}
     assert list((run / "targets").iterdir()) == []
+
+
+def test_prometheus_accepts_the_configuration_of_several_runs(tmp_path: Path) -> None:
+    runs = [tmp_path / "one", tmp_path / "with spaces #2"]
+    for run in runs:
+        run.mkdir()
+        (run / "config.yaml").write_text(dump_config(loop_config(tmp_path)))
+    assert_accepts(write_monitoring(runs, tmp_path / "monitoring").prometheus)
 
 
 def test_dashboard_panels_have_names_descriptions_and_room(tmp_path: Path) -> None:

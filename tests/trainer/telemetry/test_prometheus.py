@@ -5,7 +5,7 @@ import math
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def test_rank_0_serves_the_run_and_every_rank_its_own_health(tmp_path: Path) -> 
         assert 0 <= value(samples, "data_wait_seconds_total") <= value(samples, "step_seconds_sum")
         assert value(samples, "checkpoint_timestamp_seconds") <= value(samples, "step_timestamp_seconds")
         assert any(name == "modsquad_build_info" for name, _ in samples)
-    assert "modsquad_loss" not in names(other)
+    assert not {"modsquad_loss", "modsquad_bad_steps_total"} & names(other)
     assert "modsquad_expert_tokens_total" not in names(other)
     moved = [[value(s, "all_to_all_bytes_total", direction=way) for s in first] for way in ("sent", "received")]
     assert sum(moved[0]) == sum(moved[1]) > 0
@@ -170,9 +170,21 @@ def test_a_port_that_is_taken_on_one_rank_stops_all(tmp_path: Path) -> None:
     assert list((tmp_path / "run" / "targets").iterdir()) == []
 
 
-def telemetry(folder: Path, config: TelemetryConfig, skipped: Mapping[tuple[str, str], int]) -> Telemetry:
-    ledger = RoutingLedger([LAYER], ["depth", "scene"])
-    return Telemetry(folder, config, RankEnv(), traffic=TrafficMeter(), routing=ledger, skipped=lambda: skipped)
+def telemetry(
+    folder: Path,
+    config: TelemetryConfig,
+    skipped: Mapping[tuple[str, str], int],
+    tasks: Sequence[str] = ("depth", "scene"),
+) -> Telemetry:
+    return Telemetry(
+        folder,
+        config,
+        RankEnv(),
+        traffic=TrafficMeter(),
+        routing=RoutingLedger([LAYER], tasks),
+        matching_weight=0.25,
+        skipped=lambda: skipped,
+    )
 
 
 def line(loss: float | None) -> dict[str, Any]:
@@ -183,13 +195,12 @@ def line(loss: float | None) -> dict[str, Any]:
         "task_loss": {"depth": 1.0, "scene": None},
         "mutual_information": {"blocks.1.mlp": 0.5},
         "images": 8,
-        "bad_steps": 1,
         "pairs": {"depth": 3, "scene": 0},
     }
 
 
-def routing(counts: list[list[int]]) -> RoutingLedger:
-    ledger = RoutingLedger([LAYER], ["depth", "scene"])
+def routing(counts: list[list[int]], tasks: Sequence[str] = ("depth", "scene")) -> RoutingLedger:
+    ledger = RoutingLedger([LAYER], tasks)
     ledger.counts[LAYER.name] = torch.tensor(counts)
     ledger.tokens[LAYER.name] = ledger.counts[LAYER.name].sum(1)
     ledger.entropy_sums[LAYER.name] = ledger.tokens[LAYER.name] * 0.25
@@ -214,6 +225,25 @@ def test_loads_are_those_since_the_line_before(tmp_path: Path) -> None:
     served.close()
     with pytest.raises(urllib.error.URLError):
         scrape(f"http://127.0.0.1:{served.port}/metrics")
+
+
+def test_bad_steps_are_served_before_the_first_line(tmp_path: Path) -> None:
+    served = telemetry(tmp_path, TelemetryConfig(), {})
+    assert served.url is not None
+    assert value(scrape(served.url), "bad_steps_total") == 0
+    served.on_step(1, 0.5, 0.0, bad=True)
+    served.on_step(2, 0.5, 0.0, bad=False)
+    assert value(scrape(served.url), "bad_steps_total") == 1
+    served.close()
+
+
+@pytest.mark.parametrize(("tasks", "weight"), [(("depth", "scene"), 0.25), (("depth",), 0.0)])
+def test_one_task_has_nothing_to_match(tmp_path: Path, tasks: Sequence[str], weight: float) -> None:
+    served = telemetry(tmp_path, TelemetryConfig(), {}, tasks)
+    served.on_line(line(3.0), routing([[1, 1, 1, 1]] * len(tasks), tasks))
+    assert served.url is not None
+    assert value(scrape(served.url), "matching_weight") == weight
+    served.close()
 
 
 def test_the_task_label_can_be_dropped(tmp_path: Path) -> None:
