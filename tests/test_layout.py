@@ -19,7 +19,7 @@ ONLY_IN = {
     "fairscale": {"trainer/activation_checkpointing.py"},
     "optuna": {"cluster/tune_search.py"},
     "webdataset": {"data_pipeline/shards.py", "trainer/bench/data_shards.py"},  # the latter measures its readers
-    "torch.distributed": {"model/dispatch.py", "cluster/doctor_ranks.py", "trainer/"},
+    "torch.distributed": {"model/dispatch.py", "cluster/doctor_ranks.py", "cluster/places.py", "trainer/"},
 }
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 80

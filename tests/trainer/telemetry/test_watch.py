@@ -48,7 +48,8 @@ class Watcher:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Watcher:
     folder = tmp_path_factory.mktemp("watched")
     make_shards(folder)
-    config = loop_config(folder, f"train.steps={STEPS}", "checkpoint.every_steps=2")
+    # Written within the step: what is drawn does not depend on when a save in the background ends.
+    config = loop_config(folder, f"train.steps={STEPS}", "checkpoint.every_steps=2", "checkpoint.async_save=false")
     watcher = Watcher(Path(config.run_dir))
     Trainer(config, RankEnv(), watcher).fit()
     close_distributed()
