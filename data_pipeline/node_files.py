@@ -77,15 +77,21 @@ def user_folder() -> Path:
 
 
 def private_folder() -> Path | None:
-    """Make `user_folder`, and return it if it belongs to this user alone; None: it does not, or cannot be made."""
+    """Make `user_folder`, and return it if it belongs to this user alone; None: it does not, or cannot be made.
+
+    One of this user's that others may read is closed to them; what they may have written is not trusted.
+    """
     folder = user_folder()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o170022 != 0o040000:
+            return None
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
     except OSError:
         return None
-    private = status.st_uid == os.getuid() and status.st_mode & 0o170077 == 0o040000
-    return folder if private else None
+    return folder
 
 
 @contextmanager

@@ -101,13 +101,21 @@ def test_what_nobody_uses_is_removed(folder: Path) -> None:
 def test_without_a_folder_of_ones_own_the_array_stays_in_memory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.mkdir(mode=0o755)
-    assert open_array(Maker()).path is None, "others may read it"
+    folder.mkdir()
+    folder.chmod(0o775)
+    assert open_array(Maker()).path is None, "others may write what would be trusted"
     folder.rmdir()
     folder.symlink_to(tmp_path)
     assert open_array(Maker()).path is None, "a link"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     assert open_array(Maker()).path is None, "no place"
+
+
+def test_a_folder_of_ones_own_that_others_may_read_is_closed_to_them(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    open_array(Maker()).close()
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_space_the_array_stays_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
