@@ -2,7 +2,8 @@
 
 The files lie in a folder of the user below `tempfile.gettempdir()`, which TMPDIR chooses. Whoever uses a file holds a
 shared lock on it, which the system drops however the process ends; a file that nobody has locked is removed by the next
-to come by. A file is checked when it is opened, and made again if it is damaged or gone.
+to come by. A file is checked when it is opened, and made again if it is damaged or gone. Files that nobody changes are
+opened for writing too: on NFS an exclusive lock needs that.
 """
 
 import fcntl
@@ -121,7 +122,7 @@ def locked(path: Path) -> Iterator[None]:
 def _open(path: Path) -> SharedArray | None:
     """Lock and map a file; None: it is not there, or damaged."""
     try:
-        file = path.open("rb")
+        file = path.open("r+b")
     except OSError:
         return None
     try:
@@ -174,7 +175,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 def _sweep(folder: Path) -> None:
     """Remove files that no process uses, and what killed writers left."""
     for path in (path for kind in ("npy", "partial", "lock") for path in folder.glob(f"*.{kind}")):
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):
                 path.unlink()

@@ -1,10 +1,13 @@
 """An array is made once per node, whatever happens to its file, and nothing stays behind."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -126,6 +129,30 @@ def test_without_space_the_array_stays_in_memory(folder: Path, monkeypatch: pyte
     make = Maker()
     assert open_array(make).path is None
     assert make.calls == 1
+    assert names(folder) == []
+
+
+def test_where_exclusive_locks_need_writable_files_nothing_stays_either(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def lock_as_nfs_does(file: IO[bytes], operation: int) -> None:
+        access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if (operation & fcntl.LOCK_EX and access == os.O_RDONLY) or (
+            operation & fcntl.LOCK_SH and access == os.O_WRONLY
+        ):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_as_nfs_does)
+    one = open_array(Maker())
+    assert not one.array.flags.writeable
+    (folder / "old.npy").write_bytes(b"left by a process that was killed")
+    two = shared_array("other", 1, Maker())
+    assert names(folder) == ["other.npy", "values.npy"]
+    one.close()
+    two.close()
     assert names(folder) == []
 
 
