@@ -96,16 +96,17 @@ def private_folder() -> Path | None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that is a file of its own, and goes with the lock.
 
     Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
         OSError: the file cannot be made, or the file system knows no locks.
     """
     while True:
         file = path.open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
             raise
