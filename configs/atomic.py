@@ -1,6 +1,7 @@
 """Writes that a crash cannot tear: a temporary file in the same folder, fsync, then one rename."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the folder cannot be made or written, or there is no space left.
     """
-    # The process id keeps two writers apart; the suffix stays, because some writers choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # The suffix stays, because some writers choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{writer_name()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -31,6 +32,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def writer_name() -> str:
+    """Return a part of a file's name that no other writer has, in this process, another one or on another node."""
+    return f"{os.uname().nodename}.{secrets.token_hex(4)}"
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -112,11 +112,13 @@ def load_launch(profile: str | Path | None, overrides: Mapping[str, Any]) -> Lau
     for name, given in overrides.items():
         if given is None:
             continue
-        match name:
-            case "slurm":
-                values[name] = {**values.get(name, {}), **given}
-            case "setup":
-                values[name] = (*values.get(name, ()), *given)
+        match name, values.get(name):
+            case "slurm", dict(kept):
+                values[name] = {**kept, **given}
+            case "setup", list(kept):
+                values[name] = [*kept, *given]
+            case "slurm" | "setup", _ if name in values:
+                pass  # What the profile says fits nothing, as will be said.
             case _:
                 values[name] = given
     try:

@@ -117,7 +117,7 @@ def differing_keys(one: RunConfig, other: RunConfig) -> list[str]:
 
 def _read_extended(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the values of a file merged over those of the file that it extends, and so on."""
-    values = read_mapping(path)
+    values = read_mapping(path, text_keys=True)
     base = values.pop(EXTENDS, None)
     if base is None:
         return values

@@ -151,14 +151,7 @@ class ShardIndex:
             UserError: the sample has no such member, or the shard cannot be opened, was cut, or was replaced.
         """
         place = self._place(sample, member)
-        try:
-            descriptor = self._open.descriptor(int(self.shard_of[sample]))
-        except OSError as error:
-            raise UserError(f"{self.where(sample, member)} cannot be opened: {error.strerror}") from None
-        try:
-            block = os.pread(descriptor, BLOCK_BYTES + place.size, place.offset - BLOCK_BYTES)
-        except OSError as error:
-            raise MemberError(f"{self.where(sample, member)} cannot be read: {error.strerror}") from None
+        block = self._pread(sample, member, BLOCK_BYTES + place.size, place.offset - BLOCK_BYTES)
         if len(block) != BLOCK_BYTES + place.size:
             raise UserError(f"{self.where(sample, member)} is cut off: the shard is truncated, restore it")
         # A shard may be replaced at any time, even by one of its size.
@@ -256,6 +249,25 @@ class ShardIndex:
         if place is None:
             raise UserError(f"{self.where(sample, member)} does not exist")
         return place
+
+    def _pread(self, sample: int, member: str, size: int, offset: int) -> bytes:
+        """Read from the sample's shard; what fails with one descriptor is tried once more with another.
+
+        A server of files that was started again, or a short failure, may leave a descriptor that never reads again.
+        """
+        shard = int(self.shard_of[sample])
+        problem: str | None = None
+        for _ in range(2):
+            try:
+                descriptor = self._open.descriptor(shard)
+            except OSError as error:
+                raise UserError(f"{self.where(sample, member)} cannot be opened: {error.strerror}") from None
+            try:
+                return os.pread(descriptor, size, offset)
+            except OSError as error:
+                problem = error.strerror
+                self._open.drop(shard)
+        raise MemberError(f"{self.where(sample, member)} cannot be read: {problem}")
 
     def _sized(self, array: AnyArray, where: str) -> AnyArray:
         if array.shape[:2] != (self.size, self.size):

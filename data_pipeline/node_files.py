@@ -2,7 +2,8 @@
 
 The files lie in a folder of the user below `tempfile.gettempdir()`, which TMPDIR chooses. Whoever uses a file holds a
 shared lock on it, which the system drops however the process ends; a file that nobody has locked is removed by the next
-to come by. A file is checked when it is opened, and made again if it is damaged or gone.
+to come by. A file is checked when it is opened, and made again if it is damaged or gone. Files that nobody changes are
+opened for writing too: on NFS an exclusive lock needs that.
 """
 
 import fcntl
@@ -77,28 +78,35 @@ def user_folder() -> Path:
 
 
 def private_folder() -> Path | None:
-    """Make `user_folder`, and return it if it belongs to this user alone; None: it does not, or cannot be made."""
+    """Make `user_folder`, and return it if it belongs to this user alone; None: it does not, or cannot be made.
+
+    One of this user's that others may read is closed to them; what they may have written is not trusted.
+    """
     folder = user_folder()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o170022 != 0o040000:
+            return None
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
     except OSError:
         return None
-    private = status.st_uid == os.getuid() and status.st_mode & 0o170077 == 0o040000
-    return folder if private else None
+    return folder
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock that is a file of its own, and goes with the lock.
 
     Raises:
+        BlockingIOError: another process holds it, and `wait` is False.
         OSError: the file cannot be made, or the file system knows no locks.
     """
     while True:
         file = path.open("ab")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
             raise
@@ -115,7 +123,7 @@ def locked(path: Path) -> Iterator[None]:
 def _open(path: Path) -> SharedArray | None:
     """Lock and map a file; None: it is not there, or damaged."""
     try:
-        file = path.open("rb")
+        file = path.open("r+b")
     except OSError:
         return None
     try:
@@ -168,7 +176,7 @@ def _digest(file: BinaryIO, size: int) -> bytes:
 def _sweep(folder: Path) -> None:
     """Remove files that no process uses, and what killed writers left."""
     for path in (path for kind in ("npy", "partial", "lock") for path in folder.glob(f"*.{kind}")):
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), path.open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file, path):
                 path.unlink()

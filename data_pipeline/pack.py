@@ -7,11 +7,9 @@ that was killed at any point continues where it stopped. Which sample goes into 
 """
 
 import errno
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from configs.atomic import write_text_atomically
 from configs.errors import UserError
 from configs.tasks import TASKS, TaskTable, get_task
 from data_pipeline.codecs import PNG, ImageCodec, LabelCodec, encode_label
+from data_pipeline.node_files import locked
 from data_pipeline.processes import run_in_processes
 from data_pipeline.sample import Sample
 from data_pipeline.shards import INDEX_FILE, ShardEntry, ShardIndex, ShardWriter, write_index
@@ -34,6 +33,7 @@ from data_pipeline.source import (
 
 __all__ = ["PackReport", "Source", "pack"]
 
+_LOCK_FILE = ".lock"
 _NOTE_SUFFIX = ".entry.json"
 # Names of what `ShardWriter` and `configs.atomic` write before it is complete.
 _HALF_WRITTEN = (".shard-*", *(f".{Path(name).stem}.*" for name in (JOB_FILE, PROBLEMS_FILE, INDEX_FILE)))
@@ -96,12 +96,16 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give another one") from None
-    with _space_explained(out), _locked(out):
+    with _space_explained(out), _locked(out) as alone:
         job = _Job(source, out, samples_per_shard, label_codec, image_codec, task_table, tuple(facts), strict)
         _claim_folder(job)
-        if not (out / INDEX_FILE).is_file():
+        index = out / INDEX_FILE
+        if not index.is_file():
+            if alone:
+                _remove_half_written(out)
             _write_missing_shards(job, workers, on_progress)
-            _finish(job)
+            if alone or not index.is_file():  # Another process may have finished it, and removed the notes.
+                _finish(job)
         return _report(job)
 
 
@@ -160,8 +164,8 @@ class _Job:
             stored = json.loads(path.read_bytes())
             entry = stored["entry"] and ShardEntry.model_validate(stored["entry"])
             problems = [Problem(**problem) for problem in stored["problems"]]
-        except (ValueError, TypeError, KeyError, RecursionError):  # Damaged since; what it told of is made anew.
-            return None
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+            return None  # Damaged since, or gone; what it told of is made anew.
         if entry and not (self.path(shard).is_file() and self.path(shard).stat().st_size == entry.file_bytes):
             return None
         return _Note(entry, problems)
@@ -245,10 +249,7 @@ def _sift_labels(sample: Sample, task_table: TaskTable) -> tuple[Sample, list[Pr
 
 
 def _claim_folder(job: _Job) -> None:
-    """Note in the folder what is packed into it, or check that it is the same as before.
-
-    What a killed process left half written goes.
-    """
+    """Note in the folder what is packed into it, or check that it is the same as before."""
     path = job.out / JOB_FILE
     wanted = json.dumps(
         {
@@ -267,8 +268,12 @@ def _claim_folder(job: _Job) -> None:
         raise UserError(f"{job.out} holds shards that were not packed here: give an empty folder")
     else:
         write_text_atomically(path, wanted)
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what killed processes left; only for who holds the lock, as others may be writing just that."""
     for pattern in _HALF_WRITTEN:
-        for partial in job.out.glob(pattern):
+        for partial in folder.glob(pattern):
             partial.unlink(missing_ok=True)
 
 
@@ -305,7 +310,8 @@ def _notes(job: _Job) -> Iterator[_Note]:
     """Yield the notes of all shards; one at a time, as all of them together are large."""
     for shard in range(job.shards):
         note = job.note(shard)
-        assert note is not None, "every shard was written"
+        if note is None:  # Every shard was written.
+            raise UserError(f"{job.out} is changed by another process: run this again when no other packs into it")
         yield note
 
 
@@ -324,21 +330,21 @@ def _note_path(shard: Path) -> Path:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from packing into the folder; a killed holder's lock is gone."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        # Some cluster file systems have no locks; a second packing there wastes time, but writes the same bytes.
-        with suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process is packing into {folder}: wait for it, or give another folder"
-                ) from None
-        yield
-    finally:
-        os.close(descriptor)
+def _locked(folder: Path) -> Iterator[bool]:
+    """Keep other processes from packing into the folder; yield whether that could be done.
+
+    Some cluster file systems have no locks. A second packing there wastes time, but writes the same bytes, each process
+    under temporary names of its own, and what a killed one left stays.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / _LOCK_FILE, wait=False))
+            alone = True
+        except BlockingIOError:
+            raise UserError(f"another process is packing into {folder}: wait for it, or give another folder") from None
+        except OSError:
+            alone = False
+        yield alone
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import webdataset
 
-from configs.atomic import atomic_path, sync_folder
+from configs.atomic import atomic_path, sync_folder, writer_name
 from configs.errors import UserError
 from configs.task_definitions import definitions_of
 from configs.tasks import TASKS, TaskTable, get_task
@@ -53,7 +53,7 @@ class ShardWriter:
         self._label_codec = label_codec
         self._image_codec = image_codec
         self._task_table = task_table
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._partial = path.with_name(f".{path.name}.{writer_name()}.partial")
         self._entry: ShardEntry | None = None
         self._side = 0
 

@@ -8,6 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +115,11 @@ class OpenShards:
         descriptor = self._storage.open(self._shards[shard])
         self._descriptors[shard] = descriptor
         return descriptor
+
+    def drop(self, shard: int) -> None:
+        """Close the shard's descriptor, which does not read any more; the next one is new."""
+        with suppress(OSError):  # It tells of the same failure.
+            os.close(self._descriptors.pop(shard))
 
     def close(self) -> None:
         """Close all; a later read opens them again."""

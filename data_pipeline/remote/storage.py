@@ -39,6 +39,7 @@ class RemoteStorage(Storage):
         """
         self.place = shown_url(url)
         self._url = url
+        self._cache_folder = cache_folder
         # What is small is kept by its URL: its content is not known beforehand.
         self._small_files = cache_folder / "places" / hashlib.sha256(url.encode()).hexdigest()[:16]
         self.cache = ShardCache(cache_folder / "shards", limit_bytes)
@@ -54,6 +55,8 @@ class RemoteStorage(Storage):
         path = self._small_files / name
         version = path.with_name(f"{name}.version")
         try:
+            # On its own: as a parent it would get the umask's mode, and it may be the `node_files.private_folder`.
+            self._cache_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._small_files.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked(path.with_name(f"{name}.lock")):
                 known = version.read_text(encoding="utf-8") if path.exists() and version.exists() else ""

@@ -13,6 +13,17 @@ def test_folders_on_the_way_are_made_and_nothing_else_stays(tmp_path: Path) -> N
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_writers_of_one_file_do_not_meet_even_with_equal_process_ids(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with atomic_path(target) as first:
+        first.write_text("first")
+        with atomic_path(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second"
+    assert target.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def write_and_stop(target: Path) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text("new")

@@ -55,6 +55,25 @@ def test_mistakes_are_named(values: dict[str, Any], message: str) -> None:
         load_launch(None, values)
 
 
+@pytest.mark.parametrize("given", [{}, {"setup": ["x"], "slurm": {"nice": 7}}])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("setup: module load cuda", r"mine.yaml: setup: .* \(got 'module load cuda'\)"),
+        ("setup:", r"mine.yaml: setup: .* \(got None\)"),
+        ("slurm:", r"mine.yaml: slurm: .* \(got None\)"),
+        ("slurm: [exclusive]", r"mine.yaml: slurm: .* \(got \['exclusive'\]\)"),
+    ],
+)
+def test_what_a_profile_says_wrongly_is_named_whatever_is_added_to_it(
+    tmp_path: Path, text: str, message: str, given: dict[str, Any]
+) -> None:
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_launch(profile, given)
+
+
 def test_an_unknown_profile_names_the_nearest() -> None:
     with pytest.raises(UserError, match="no cluster profile at 'gpu9': did you mean 'gpu8'"):
         load_launch("gpu9", {})

@@ -90,6 +90,7 @@ def test_dump_and_load_give_an_equal_configuration(
         ("data: {augment: {flop: true}}", [], "unknown key 'data.augment.flop', did you mean 'data.augment.flip'?"),
         ("a: [", [], "recipe.yaml: not valid YAML at line 1"),
         ("- 1", [], "holds a list, expected keys and values"),
+        ("train: {off: 3}", [], "recipe.yaml: key 'train.False' is not text"),
     ],
 )
 def test_mistakes_get_one_line_that_says_where(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
@@ -137,6 +138,9 @@ def test_a_layer_is_merged_in_its_place_among_overrides(tmp_path: Path) -> None:
         ("train: {stepz: 3}", "layer.yaml: unknown key 'train.stepz', did you mean 'train.steps'?"),
         ("train: {steps: many}", "layer.yaml: train.steps: "),
         ("- 1", "layer.yaml: holds a list, expected keys and values"),
+        ("on: 3", "layer.yaml: key 'True' is not text, as YAML reads numbers, dates, on, off, yes and no: quote it"),
+        ("train: {task_weights: {1: 3}}", "layer.yaml: key 'train.task_weights.1' is not text"),
+        ("train: &a {b: *a}", "layer.yaml: not valid YAML: a number or a nesting beyond all bounds"),
     ],
 )
 def test_mistakes_in_a_layer_name_its_file(tmp_path: Path, layer: str | None, message: str) -> None:

@@ -1,13 +1,19 @@
 """The binary form of an index says what index.json says, is made once, and costs a copy nothing."""
 
+import errno
+import fcntl
 import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, BinaryIO
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -279,6 +285,25 @@ def test_one_process_makes_the_table_while_others_wait(folder: Path) -> None:
     assert [child.returncode for child in children] == [0, 0, 0]
     assert sorted(said) == ["", "", "parsed\n"]
     assert not list(folder.glob(".*"))
+
+
+def test_without_locks_two_make_the_table_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, any_size: None
+) -> None:
+    """Threads, whose process ids are equal, as those of two nodes may be."""
+    together = threading.Barrier(2)
+
+    def write_together(file: BinaryIO, *arguments: Any) -> None:
+        together.wait(10)
+        write_table(file, *arguments)
+        together.wait(10)
+
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    monkeypatch.setattr(index_cache, "write_table", write_together)
+    with ThreadPoolExecutor(2) as pool:
+        tables = list(pool.map(open_table, [folder / INDEX_FILE] * 2))
+    assert [len(table) for table in tables] == [23, 23]
+    assert {path.name for path in folder.glob("*index*")} == {"index.json", "index.bin", ".index.bin.lock"}
 
 
 def test_the_mapped_arrays_cannot_be_changed(folder: Path, any_size: None) -> None:

@@ -1,10 +1,13 @@
 """An array is made once per node, whatever happens to its file, and nothing stays behind."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -101,13 +104,21 @@ def test_what_nobody_uses_is_removed(folder: Path) -> None:
 def test_without_a_folder_of_ones_own_the_array_stays_in_memory(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.mkdir(mode=0o755)
-    assert open_array(Maker()).path is None, "others may read it"
+    folder.mkdir()
+    folder.chmod(0o775)
+    assert open_array(Maker()).path is None, "others may write what would be trusted"
     folder.rmdir()
     folder.symlink_to(tmp_path)
     assert open_array(Maker()).path is None, "a link"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     assert open_array(Maker()).path is None, "no place"
+
+
+def test_a_folder_of_ones_own_that_others_may_read_is_closed_to_them(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o755)
+    open_array(Maker()).close()
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_space_the_array_stays_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +129,30 @@ def test_without_space_the_array_stays_in_memory(folder: Path, monkeypatch: pyte
     make = Maker()
     assert open_array(make).path is None
     assert make.calls == 1
+    assert names(folder) == []
+
+
+def test_where_exclusive_locks_need_writable_files_nothing_stays_either(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def lock_as_nfs_does(file: IO[bytes], operation: int) -> None:
+        access = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if (operation & fcntl.LOCK_EX and access == os.O_RDONLY) or (
+            operation & fcntl.LOCK_SH and access == os.O_WRONLY
+        ):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_as_nfs_does)
+    one = open_array(Maker())
+    assert not one.array.flags.writeable
+    (folder / "old.npy").write_bytes(b"left by a process that was killed")
+    two = shared_array("other", 1, Maker())
+    assert names(folder) == ["other.npy", "values.npy"]
+    one.close()
+    two.close()
     assert names(folder) == []
 
 

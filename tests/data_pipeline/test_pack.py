@@ -1,8 +1,12 @@
 """Packing: the same bytes for any number of processes, resumable after a kill, nothing lost in silence."""
 
+import errno
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -178,6 +182,55 @@ def test_two_packings_of_one_folder_exclude_each_other(tmp_path: Path) -> None:
 
     pack(RandomSource(2), tmp_path, on_progress=intrude)
     assert len(ShardIndex.load(tmp_path)) == 2
+
+
+@contextmanager
+def no_locks() -> Iterator[None]:
+    """A file system without locks, which other nodes share."""
+    with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "No locks available")):
+        yield
+
+
+def test_without_locks_a_second_claim_does_not_disturb(tmp_path: Path) -> None:
+    def claim(done: int) -> None:
+        if done in (1, 4):
+            with pytest.raises(UserError, match="wall"):
+                pack(LostSource(5), tmp_path, samples_per_shard=2, strict=True)
+
+    with no_locks():
+        assert pack(RandomSource(5), tmp_path, samples_per_shard=2, on_progress=claim).samples == 5
+    assert check_shards(tmp_path).samples == 5
+
+
+@pytest.mark.parametrize("done", range(1, 6))
+def test_without_locks_another_packing_may_finish_first(tmp_path: Path, done: int) -> None:
+    def finish(now: int) -> None:
+        if now == done:
+            assert pack(RandomSource(5), tmp_path, samples_per_shard=2).samples == 5
+
+    with no_locks():
+        assert pack(RandomSource(5), tmp_path, samples_per_shard=2, on_progress=finish).samples == 5
+    assert check_shards(tmp_path).samples == 5
+    assert not list(tmp_path.glob("*.entry.json"))
+
+
+def test_without_locks_notes_that_vanish_are_one_clear_line(tmp_path: Path) -> None:
+    def forget(done: int) -> None:
+        for note in tmp_path.glob("*.entry.json"):
+            note.unlink()
+
+    with no_locks(), pytest.raises(UserError, match="changed by another process: run this again"):
+        pack(RandomSource(5), tmp_path, samples_per_shard=2, on_progress=forget)
+    assert pack(RandomSource(5), tmp_path, samples_per_shard=2).samples == 5
+
+
+def test_the_lock_is_on_a_file_that_can_be_written(tmp_path: Path) -> None:
+    """Nodes that share a folder over NFS do not see each other's locks on folders."""
+    with mock.patch("fcntl.flock") as flock:
+        pack(RandomSource(1), tmp_path)
+    file = flock.call_args.args[0]
+    assert file.name == str(tmp_path / ".lock")
+    assert file.mode == "ab"
 
 
 def test_a_full_disk_is_one_clear_line_and_work_can_go_on(tmp_path: Path) -> None:

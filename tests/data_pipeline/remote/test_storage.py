@@ -22,6 +22,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.check import check_shards
 from data_pipeline.cursor import Cursor
 from data_pipeline.loader import EvaluationLoader, TrainLoader
+from data_pipeline.node_files import private_folder
 from data_pipeline.pack import pack
 from data_pipeline.places import default_cache_folder, open_storage
 from data_pipeline.remote.read_ahead import ReadAhead
@@ -334,6 +335,20 @@ def test_reading_ahead_ends_with_the_loader(server: ShardServer, folder: Path, t
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not list((tmp_path / "shards").glob("*.partial"))
+
+
+def test_the_cache_in_tmpdir_keeps_it_a_folder_of_this_user_alone(
+    server: ShardServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    before = os.umask(0o002)
+    try:
+        assert open_storage(server.url, DataConfig()).find(INDEX_FILE) is not None
+    finally:
+        os.umask(before)
+    assert default_cache_folder().stat().st_mode & 0o777 == 0o700
+    assert private_folder() == default_cache_folder(), "the ranks of the node share arrays in it"
 
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
