@@ -1,7 +1,6 @@
 """Any folder or table of images and labels as samples, as a YAML file describes it (`sources.folder_spec`).
 
-Images may be of any size. Codes take the nearest pixel, images and smooth maps the mean. A label that is unknown in
-every pixel is no label: it would take a training pair without adding to the loss.
+Images may be of any size. Codes take the nearest pixel, images and smooth maps the mean.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
-from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
 from data_pipeline.sources.folder_arrays import read_array, read_picture
 from data_pipeline.sources.folder_files import IMAGE, Row, find_rows, printable
@@ -94,16 +93,18 @@ class FolderSource:
             raise PartialSample([*problems, Problem(row.key, "", str(error), row.image)], None) from None
         converted = self._convert(row, rgb, problems)
         mask = self._mask(row, rgb, converted, problems)
+        mask_valid = None if mask is None else self._nearest(mask).astype(np.uint8) * np.uint8(255)
+        labels = {
+            task: label
+            for task in self._spec.labels
+            if (label := self._label(task, row, converted, mask, problems)) is not None
+        }
         height, width = rgb.shape[:2]
         sample = Sample(
             key=row.key,
             rgb=square_mean(rgb, self._size, fit=self._spec.fit),
-            labels={
-                task: label
-                for task in self._spec.labels
-                if (label := self._label(task, row, converted, mask, problems)) is not None
-            },
-            mask_valid=None if mask is None else self._nearest(mask).astype(np.uint8) * np.uint8(255),
+            labels=known_labels(labels, self.task_table, mask_valid),
+            mask_valid=mask_valid,
             meta=self._meta(row, height, width),
         )
         if problems:
@@ -111,14 +112,15 @@ class FolderSource:
         return sample
 
     def _convert(self, row: Row, rgb: NDArray[np.uint8], problems: list[Problem]) -> dict[str, Converted]:
-        """The dense labels at their files' sizes."""
+        """The dense labels at their files' sizes; one that knows nothing of the square is none, and masks no other."""
         converted = {}
         for task, label in self._spec.labels.items():
             if isinstance(label, FileLabel) and task in row.files:
                 try:
                     found = label.convert(self.task_table[task], read_array(row.files[task], label.key))
                     check_aspect(found.codes, rgb)
-                    converted[task] = found
+                    if found.known is None or self._nearest(found.known).any():
+                        converted[task] = found
                 except UserError as error:
                     problems.append(Problem(row.key, task, str(error), printable(row.files[task].path)))
         return converted
@@ -156,9 +158,7 @@ class FolderSource:
             small = square_mean(codes, self._size, known, self._spec.fit)
         else:
             small = self._nearest(codes)
-        finished = label.finish(small)
-        void = spec.encoding.invalid
-        return None if void is not None and (finished == void).all() else finished
+        return label.finish(small)
 
     def _vector(self, task: str, label: VectorLabel, row: Row, problems: list[Problem]) -> AnyArray | None:
         path = ""

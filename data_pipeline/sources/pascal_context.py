@@ -3,8 +3,6 @@
 The whole image becomes the square, each side scaled on its own, as ASTMT and M3ViT train and measure at 512 x 512.
 Shards hold squares only: cropping would take a quarter of a 500 x 375 photo, people at its sides included, out of
 training and measurement, and padding would need a void that saliency and edges do not have.
-
-A label that is void in every pixel is no label: it would take a training pair without adding to the loss.
 """
 
 import hashlib
@@ -19,7 +17,7 @@ from configs.errors import UserError
 from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label
 from data_pipeline.rooms.regions import boundaries
-from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
 from data_pipeline.sources.pascal_context_files import (
     IMAGES,
@@ -130,13 +128,10 @@ class PascalContextSource:
             if name not in entry.files:
                 continue
             try:
-                label = _LABELS[name](entry, shape, self._size)
+                labels[name] = _LABELS[name](entry, shape, self._size)
             except UserError as error:
                 problems.append(Problem(entry.key, name, str(error), entry.files[name].where))
-                continue
-            if TASKS[name].encoding.invalid is None or (label != _VOID).any():
-                labels[name] = label
-        return labels
+        return known_labels(labels, TASKS, mask_valid=None)
 
 
 def _read_image(entry: Entry) -> NDArray[np.uint8]:

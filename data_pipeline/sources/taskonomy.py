@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
-from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
 from data_pipeline.sources.squares import check_aspect, square_mean, square_nearest
 from data_pipeline.sources.taskonomy_classes import SELECTED, select_classes
@@ -107,11 +107,12 @@ class TaskonomySource:
             path = view.files["rgb"].where if "rgb" in view.files else ""
             raise PartialSample([Problem(view.key, "", reason, path)], None)
         mask = _read_mask(view, rgb, problems)
+        mask_valid = None if mask is None else square_nearest(mask, self._size).astype(np.uint8) * np.uint8(255)
         sample = Sample(
             key=view.key,
             rgb=square_mean(rgb, self._size),
-            labels=self._labels(view, rgb, mask, problems),
-            mask_valid=None if mask is None else square_nearest(mask, self._size).astype(np.uint8) * np.uint8(255),
+            labels=known_labels(self._labels(view, rgb, mask, problems), self._tasks, mask_valid),
+            mask_valid=mask_valid,
             meta={"building": view.building, "point": view.point, "view": view.view},
         )
         problems += [
@@ -174,6 +175,7 @@ def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> N
             return mask > 0
         except UserError as error:
             problems.append(Problem(view.key, "mask_valid", str(error), file.where))
+    known = None
     for name in _DEPTHS:
         if name in view.files:
             spec = TASKS[name]
@@ -182,8 +184,10 @@ def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> N
                 check_aspect(depth, rgb)
             except UserError:
                 continue
-            return np.asarray(depth != spec.encoding.invalid)
-    return None
+            known = np.asarray(depth != spec.encoding.invalid)
+            if known.any():  # Else the other depth may know more.
+                break
+    return known
 
 
 def _read_vector(spec: TaskSpec, file: RawFile) -> NDArray[np.float32]:
