@@ -170,14 +170,14 @@ class FolderSource:
             path = printable(row.files[task].path)
             return label.from_array(self.task_table[task], read_array(row.files[task], label.key))
         except UserError as error:
-            problems.append(Problem(row.key, task, str(error), path))
+            problems.append(Problem(row.key, task, printable(str(error)), path))
             return None
 
     def _nearest(self, array: AnyArray) -> AnyArray:
         return square_nearest(array, self._size, self._spec.fit)
 
     def _meta(self, row: Row, height: int, width: int) -> dict[str, str | int]:
-        split = {} if self._split is None else {"split": self._split}
+        split = {} if self._split is None else {"split": printable(self._split)}
         return {
             "name": printable(row.name),
             "image": printable(row.relative),

@@ -1,13 +1,17 @@
 """Which samples of a described folder or table belong to a part."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from configs.errors import UserError
+from data_pipeline.check import check_shards
+from data_pipeline.pack import pack
 from data_pipeline.sources.folder_source import FolderSource
 from tests.data_pipeline.folder_tree import DEPTH, SIZE, describe, image, named, save, three_images, write_table
 
@@ -60,6 +64,27 @@ def test_a_field_or_a_list_may_say_the_part(tmp_path: Path) -> None:
     for part, message in (("none", "names none of the 3"), ("absent", "cannot be read"), ("train", "no list for part")):
         with pytest.raises(UserError, match=message):
             named(folder, part, **lists)
+
+
+def test_lists_and_parts_whose_bytes_are_no_utf_8(tmp_path: Path) -> None:
+    folder = three_images(tmp_path)
+    lists = {"split": {"lists": {"val": "val.txt", "none": "none.txt"}}, "labels": DEPTH}
+    (folder / "val.txt").write_bytes("a\nMüller\n".encode("latin-1"))
+    (folder / "none.txt").write_text("z\n")
+    scene = os.fsdecode("Küche".encode("latin-1"))
+    save(folder / "scenes" / scene / "1.png", image(1))
+    label = {"class_scene": {"value": "scene", "map": {"kitchen": 203}}}
+    fields = {"rgb": "scenes/{scene}/*.png", "labels": label, "split": {"field": "scene"}}
+    for rule, part, problem in ((lists, "val", "M\\xfcller"), (fields, scene, "K\\xfcche")):
+        source = FolderSource(describe(folder, **rule), SIZE, part)
+        (found,) = pack(source, folder / part, facts=source.facts).problems
+        assert problem in str(found)
+        Console(file=(folder / "shown.txt").open("w", encoding="utf-8")).print(check_shards(folder / part).table())
+    (folder / "images").rename(folder / "photos")
+    save(folder / "images" / f"{scene}.png", image(1))
+    for rule, part in ((lists, "none"), (fields, "val")):
+        with pytest.raises(UserError, match=r"K\\xfcche"):
+            FolderSource(describe(folder, **rule), SIZE, part)
 
 
 def test_a_part_is_asked_for_where_there_are_parts(tmp_path: Path) -> None:
