@@ -4,6 +4,7 @@ Images may be of any size. Codes take the nearest pixel, images and smooth maps 
 """
 
 import hashlib
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.sources.entries import Entries
 from data_pipeline.sources.folder_arrays import read_array, read_picture
 from data_pipeline.sources.folder_files import IMAGE, Row, find_rows, printable
 from data_pipeline.sources.folder_labels import Converted, FileLabel
@@ -71,19 +73,23 @@ class FolderSource:
         except UserError as error:
             raise UserError(f"{description}: {error}") from None
         self._split = split
-        self._rows, self._strays = found.rows, found.problems
-        files = [(row.name, row.fields, sorted(row.files)) for row in self._rows]
-        content = (repr(self._spec), size, split, files, self._strays)
+        self._entries = Entries(found.rows, found.problems)
+        files = [(row.name, row.fields, sorted(row.files)) for row in found.rows]
+        content = (repr(self._spec), size, split, files, found.problems)
         digest = hashlib.sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()[:16]
         self.name = f"folder-{size}px-{len(self._spec.labels)}tasks-{digest}"
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._strays)
+        return len(self._entries)
+
+    def part(self, samples: range) -> "FolderSource":
+        """Return the source of some samples alone; its name is that of the whole."""
+        part = copy(self)
+        part._entries = self._entries.part(samples)
+        return part
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self._rows):
-            raise PartialSample([self._strays[index - len(self._rows)]], None)
-        row = self._rows[index]
+        row = self._entries[index]
         problems = list(row.problems)
         if IMAGE not in row.files:
             raise PartialSample(problems, None)

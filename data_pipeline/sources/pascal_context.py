@@ -7,6 +7,7 @@ training and measurement, and padding would need a void that saliency and edges 
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from data_pipeline.codecs import decode_image, decode_label
 from data_pipeline.rooms.regions import boundaries
 from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.sources.entries import Entries
 from data_pipeline.sources.pascal_context_files import (
     IMAGES,
     LABEL_MAP,
@@ -85,25 +87,30 @@ class PascalContextSource:
         self._size = size
         self._split = split
         self._tasks = tuple(spec.name for spec in tasks)
-        self._entries, self._problems = find_images(root, split)
-        here = sum(IMAGES in entry.files for entry in self._entries)
+        entries, problems = find_images(root, split)
+        self._entries = Entries(entries, problems)
+        here = sum(IMAGES in entry.files for entry in entries)
         self.facts = (
-            f"official split {split}: {len(self._entries)} images listed (published: {_PUBLISHED[split]}), "
+            f"official split {split}: {len(entries)} images listed (published: {_PUBLISHED[split]}), "
             f"{here} of them in the source folder",
         )
-        if not any(name in entry.files for entry in self._entries for name in self._tasks):
+        if not any(name in entry.files for entry in entries for name in self._tasks):
             places = ", ".join(map(place_of, self._tasks))
             raise UserError(f"{root} has no label for split '{split}': looked for {places}")
-        content = (split, size, self._tasks, [(entry.name, sorted(entry.files)) for entry in self._entries])
+        content = (split, size, self._tasks, [(entry.name, sorted(entry.files)) for entry in entries])
         digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
         self.name = f"pascal-context-{split}-{size}px-{len(tasks)}tasks-{digest}"
 
     def __len__(self) -> int:
-        return len(self._entries) + len(self._problems)
+        return len(self._entries)
+
+    def part(self, samples: range) -> "PascalContextSource":
+        """Return the source of some samples alone; its name is that of the whole."""
+        part = copy(self)
+        part._entries = self._entries.part(samples)
+        return part
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self._entries):
-            raise PartialSample([self._problems[index - len(self._entries)]], None)
         entry = self._entries[index]
         rgb = _read_image(entry)
         problems = [

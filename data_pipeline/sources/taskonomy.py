@@ -12,6 +12,7 @@ resampled to one size.
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -23,6 +24,7 @@ from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.sources.entries import Entries
 from data_pipeline.sources.squares import check_aspect, square_mean, square_nearest
 from data_pipeline.sources.taskonomy_classes import SELECTED, select_classes
 from data_pipeline.sources.taskonomy_files import RawFile, View, find_views
@@ -75,26 +77,30 @@ class TaskonomySource:
         self._size = size
         self._tasks = {spec.name: spec for spec in tasks}
         found = find_views(root, ("rgb", "mask_valid", *_TASKS), None if split is None else frozenset(split.buildings))
-        self._views, self._strays = found.views, found.strays
-        self._missing = () if split is None else split.missing(found.buildings)
+        missing = () if split is None else split.missing(found.buildings)
+        self._entries = Entries(found.views, [*map(_stray, found.strays), *map(_missing, missing)])
         self._selected = [name for name in SELECTED if name in self._tasks and classes == "selected"]
         self.facts = () if split is None else split.facts(found.buildings)
         self.facts += tuple(
             f"{name}: {len(SELECTED[name])} of {self._tasks[name].channels} classes" for name in self._selected
         )
-        files = [(view.key, sorted(view.files)) for view in self._views]
-        content = (size, list(self._tasks), files, self._missing, self._selected)
+        files = [(view.key, sorted(view.files)) for view in found.views]
+        content = (size, list(self._tasks), files, missing, self._selected)
         part = "" if split is None else f"{split.name}-{split.part}-"
         digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
         self.name = f"taskonomy-{part}{size}px-{len(tasks)}tasks-{digest}"
 
     def __len__(self) -> int:
-        return len(self._views) + len(self._strays) + len(self._missing)
+        return len(self._entries)
+
+    def part(self, samples: range) -> "TaskonomySource":
+        """Return the source of some samples alone; its name is that of the whole."""
+        part = copy(self)
+        part._entries = self._entries.part(samples)
+        return part
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self._views):
-            raise PartialSample([self._unusable(index - len(self._views))], None)
-        view = self._views[index]
+        view = self._entries[index]
         problems: list[Problem] = []
         reason = f"the view has no rgb image, but {', '.join(sorted(view.files))}"
         rgb = None
@@ -124,15 +130,6 @@ class TaskonomySource:
             raise PartialSample(problems, sample)
         return sample
 
-    def _unusable(self, number: int) -> Problem:
-        """What is no view: the stray files, then the missing buildings."""
-        if number < len(self._strays):
-            path = self._strays[number].where
-            reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
-            return Problem(PurePath(path).name, "", reason, path)
-        building = self._missing[number - len(self._strays)]
-        return Problem(building, "", "the split lists this building, but the source folder has no file of it")
-
     def _labels(
         self, view: View, rgb: NDArray[np.uint8], mask: NDArray[np.bool_] | None, problems: list[Problem]
     ) -> dict[str, AnyArray]:
@@ -154,6 +151,15 @@ class TaskonomySource:
         if spec.interpolation == "bilinear":
             return square_mean(label, self._size, mask if spec.uses_mask_valid else None)
         return square_nearest(label, self._size)
+
+
+def _stray(file: RawFile) -> Problem:
+    reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
+    return Problem(PurePath(file.where).name, "", reason, file.where)
+
+
+def _missing(building: str) -> Problem:
+    return Problem(building, "", "the split lists this building, but the source folder has no file of it")
 
 
 def _read_image(file: RawFile) -> NDArray[np.uint8]:
