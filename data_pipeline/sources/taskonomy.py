@@ -25,10 +25,12 @@ from data_pipeline.codecs import decode_image, decode_label, decode_member
 from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
 from data_pipeline.sources.entries import Entries
+from data_pipeline.sources.raw_file import RawFile
 from data_pipeline.sources.squares import check_aspect, square_mean, square_nearest
 from data_pipeline.sources.taskonomy_classes import SELECTED, select_classes
-from data_pipeline.sources.taskonomy_files import RawFile, View, find_views
+from data_pipeline.sources.taskonomy_files import find_views
 from data_pipeline.sources.taskonomy_splits import Split
+from data_pipeline.sources.taskonomy_views import View
 
 _TASKS = GROUPS["taskonomy"]
 _DEPTHS = ("depth_zbuffer", "depth_euclidean")
@@ -84,11 +86,11 @@ class TaskonomySource:
         self.facts += tuple(
             f"{name}: {len(SELECTED[name])} of {self._tasks[name].channels} classes" for name in self._selected
         )
-        files = [(view.key, sorted(view.files)) for view in found.views]
-        content = (size, list(self._tasks), files, missing, self._selected)
+        digest = hashlib.sha256(repr((size, list(self._tasks), missing, self._selected)).encode())
+        for number in range(len(found.views)):
+            digest.update(repr(found.views.summary(number)).encode())
         part = "" if split is None else f"{split.name}-{split.part}-"
-        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-        self.name = f"taskonomy-{part}{size}px-{len(tasks)}tasks-{digest}"
+        self.name = f"taskonomy-{part}{size}px-{len(tasks)}tasks-{digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
         return len(self._entries)
