@@ -26,6 +26,7 @@ from data_pipeline.source import (
     PROBLEMS_FILE,
     PartialSample,
     Problem,
+    Samples,
     Source,
     format_problems,
     read_problems,
@@ -97,13 +98,15 @@ def pack(
     except OSError as error:
         raise UserError(f"cannot make the folder {out} ({error.strerror}): give another one") from None
     with _space_explained(out), _locked(out) as alone:
-        job = _Job(source, out, samples_per_shard, label_codec, image_codec, task_table, tuple(facts), strict)
+        job = _Job(
+            source.name, len(source), out, samples_per_shard, label_codec, image_codec, task_table, tuple(facts), strict
+        )
         _claim_folder(job)
         index = out / INDEX_FILE
         if not index.is_file():
             if alone:
                 _remove_half_written(out)
-            _write_missing_shards(job, workers, on_progress)
+            _write_missing_shards(job, source, workers, on_progress)
             if alone or not index.is_file():  # Another process may have finished it, and removed the notes.
                 _finish(job)
         return _report(job)
@@ -121,8 +124,11 @@ class _Note:
 class _Job:
     """One packing, as its processes see it; calling it writes one shard.
 
+    Every process holds a copy, so it is small for any source: what a shard is made of comes with the call.
+
     Attributes:
-        source: the samples.
+        source: name of the samples' source.
+        samples: their number.
         out: folder of the shards.
         samples_per_shard: upper bound.
         label_codec: how dense labels and masks are stored.
@@ -132,7 +138,8 @@ class _Job:
         strict: raise at the first problem.
     """
 
-    source: Source
+    source: str
+    samples: int
     out: Path
     samples_per_shard: int
     label_codec: LabelCodec
@@ -144,12 +151,11 @@ class _Job:
     @property
     def shards(self) -> int:
         """Number of shards, those without a usable sample included."""
-        return -(-len(self.source) // self.samples_per_shard)
+        return -(-self.samples // self.samples_per_shard)
 
     def samples_of(self, shard: int) -> range:
         """Samples of a shard; lengths differ by at most one."""
-        count = len(self.source)
-        return range(shard * count // self.shards, (shard + 1) * count // self.shards)
+        return range(shard * self.samples // self.shards, (shard + 1) * self.samples // self.shards)
 
     def path(self, shard: int) -> Path:
         """File of a shard."""
@@ -170,27 +176,30 @@ class _Job:
             return None
         return _Note(entry, problems)
 
-    def __call__(self, item: int, on_step: Callable[[], None]) -> None:
-        """Write shard `item`, then the note that it is finished; one step per sample."""
+    def __call__(self, item: tuple[int, Samples], on_step: Callable[[], None]) -> None:
+        """Write a shard, given by number and samples, then the note that it is finished; one step per sample."""
+        shard, samples = item
         problems: list[Problem] = []
         with _space_explained(self.out):
-            entry = self._write_shard(self.path(item), self._samples(item, problems, on_step), problems)
+            entry = self._write_shard(self.path(shard), self._usable(shard, samples, problems, on_step), problems)
             stored = {
                 "entry": entry.model_dump(mode="json") if entry else None,
                 "problems": [asdict(problem) for problem in problems],
             }
-            write_text_atomically(_note_path(self.path(item)), json.dumps(stored))
+            write_text_atomically(_note_path(self.path(shard)), json.dumps(stored))
 
-    def _samples(self, shard: int, problems: list[Problem], on_step: Callable[[], None]) -> Iterator[Sample]:
-        for index in self.samples_of(shard):
+    def _usable(
+        self, shard: int, samples: Samples, problems: list[Problem], on_step: Callable[[], None]
+    ) -> Iterator[Sample]:
+        for place, number in enumerate(self.samples_of(shard)):
             sample: Sample | None = None
             try:
-                sample = self.source[index]
+                sample = samples[place]
             except PartialSample as partial:
                 self._list(problems, partial.problems)
                 sample = partial.sample
             except UserError as error:
-                self._list(problems, [Problem(f"{self.source.name}[{index}]", "", str(error))])
+                self._list(problems, [Problem(f"{self.source}[{number}]", "", str(error))])
             if sample is not None:
                 yield sample
             on_step()
@@ -253,8 +262,8 @@ def _claim_folder(job: _Job) -> None:
     path = job.out / JOB_FILE
     wanted = json.dumps(
         {
-            "source": job.source.name,
-            "samples": len(job.source),
+            "source": job.source,
+            "samples": job.samples,
             "samples_per_shard": job.samples_per_shard,
             "label_codec": job.label_codec,
             "image_codec": job.image_codec.name,
@@ -277,9 +286,9 @@ def _remove_half_written(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _write_missing_shards(job: _Job, workers: int, on_progress: Callable[[int], None] | None) -> None:
+def _write_missing_shards(job: _Job, source: Source, workers: int, on_progress: Callable[[int], None] | None) -> None:
     missing = [shard for shard in range(job.shards) if job.note(shard) is None]
-    done = len(job.source) - sum(len(job.samples_of(shard)) for shard in missing)
+    done = job.samples - sum(len(job.samples_of(shard)) for shard in missing)
 
     def count() -> None:
         nonlocal done
@@ -289,7 +298,7 @@ def _write_missing_shards(job: _Job, workers: int, on_progress: Callable[[int], 
 
     if on_progress is not None and done:
         on_progress(done)
-    run_in_processes(job, missing, workers, count)
+    run_in_processes(job, ((shard, source.part(job.samples_of(shard))) for shard in missing), workers, count)
 
 
 def _finish(job: _Job) -> None:
@@ -301,7 +310,7 @@ def _finish(job: _Job) -> None:
         usable = usable or note.entry is not None
     _refuse_if_strict(job, problems)
     if not usable:
-        raise UserError(f"{job.source.name} has no usable sample: {problems[0]}")
+        raise UserError(f"{job.source} has no usable sample: {problems[0]}")
     write_text_atomically(job.out / PROBLEMS_FILE, format_problems(problems))
     write_index(job.out, (note.entry for note in _notes(job) if note.entry is not None), job.task_table)
 

@@ -4,15 +4,16 @@ Processes are spawned, so that no lock or thread of the parent is copied into th
 time. It is deaf to Ctrl-C, which the parent answers for all, and notices a parent that was killed at its next report.
 """
 
+import itertools
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Literal
+from typing import Literal, TypeVar
 
 from configs.errors import UserError
 
@@ -20,16 +21,17 @@ _PATIENCE_SECONDS = 10.0
 _THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 Report = tuple[Literal["step", "done", "user_error", "fault"], str]
-Task = Callable[[int, Callable[[], None]], None]
+Item = TypeVar("Item")
+Task = Callable[[Item, Callable[[], None]], None]
 """What to do for an item, called as `task(item, on_step)`; picklable. It calls `on_step` for every unit of progress."""
 
 
-def run_in_processes(task: Task, items: Sequence[int], workers: int, on_step: Callable[[], None]) -> None:
+def run_in_processes(task: Task[Item], items: Iterable[Item], workers: int, on_step: Callable[[], None]) -> None:
     """Do `task` for every item, in the calling process if `workers` is 1.
 
     Args:
-        task: what to do for each.
-        items: what to do; handed out in order, to whoever is free.
+        task: what to do for each; every process is sent a copy.
+        items: what to do; picklable, and not None. Each is asked for when a process is free, and sent to that one.
         workers: number of processes.
         on_step: called here for every step reported there.
 
@@ -42,14 +44,16 @@ def run_in_processes(task: Task, items: Sequence[int], workers: int, on_step: Ca
             task(item, on_step)
         return
     context = get_context("spawn")
-    pairs = [context.Pipe() for _ in range(min(workers, len(items)))]
+    rest = iter(items)
+    first = list(itertools.islice(rest, workers))
+    pairs = [context.Pipe() for _ in first]
     processes = [context.Process(target=_serve, args=(task, there), daemon=True) for _, there in pairs]
     try:
         with _interrupts_held(), _one_thread_each():
             for process, (_, there) in zip(processes, pairs, strict=True):
                 process.start()
                 there.close()  # Now only the child holds this end, so its death reads as the end of the file here.
-        _hand_out(iter(items), [here for here, _ in pairs], on_step)
+        _hand_out(itertools.chain(first, rest), [here for here, _ in pairs], on_step)
     finally:
         for ends in pairs:
             for end in ends:
@@ -59,7 +63,9 @@ def run_in_processes(task: Task, items: Sequence[int], workers: int, on_step: Ca
                 _end(process)
 
 
-def _hand_out(items: Iterator[int], connections: "list[Connection[int, Report]]", on_step: Callable[[], None]) -> None:
+def _hand_out(
+    items: Iterator[Item], connections: "list[Connection[Item, Report]]", on_step: Callable[[], None]
+) -> None:
     busy = {connection for connection in connections if _send_next(items, connection)}
     while busy:
         for ready in wait(list(busy)):
@@ -91,7 +97,7 @@ def _end(process: SpawnProcess) -> None:
         process.join()
 
 
-def _send_next(items: Iterator[int], connection: "Connection[int, Report]") -> bool:
+def _send_next(items: Iterator[Item], connection: "Connection[Item, Report]") -> bool:
     item = next(items, None)
     if item is None:
         return False
@@ -126,7 +132,7 @@ def _one_thread_each() -> Iterator[None]:
             del os.environ[name]
 
 
-def _serve(task: Task, connection: "Connection[Report, int]") -> None:
+def _serve(task: Task[Item], connection: "Connection[Report, Item]") -> None:
     """Body of a worker: ends when the parent does, since then the pipe breaks."""
     try:
         while True:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.tasks import TaskSpec, TaskTable
+
 AnyArray = NDArray[Any]
 
 
@@ -32,3 +34,24 @@ class Sample:
     labels: Mapping[str, AnyArray]
     mask_valid: NDArray[np.uint8] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def known_labels(
+    labels: Mapping[str, AnyArray], task_table: TaskTable, mask_valid: NDArray[np.uint8] | None
+) -> dict[str, AnyArray]:
+    """Return the labels without those that are unknown in every pixel: void, or excluded by `mask_valid`.
+
+    Such a label is none: it would take a training pair without adding to the loss.
+
+    Args:
+        labels: as a sample has them, of the mask's size.
+        task_table: the rows of their tasks.
+        mask_valid: as the sample has it.
+    """
+    return {name: label for name, label in labels.items() if _is_known(task_table[name], label, mask_valid)}
+
+
+def _is_known(spec: TaskSpec, label: AnyArray, mask_valid: NDArray[np.uint8] | None) -> bool:
+    counted = label[mask_valid > 0] if spec.uses_mask_valid and mask_valid is not None else label
+    void = spec.encoding.invalid
+    return counted.size > 0 and (void is None or bool((counted != void).any()))

@@ -13,21 +13,29 @@ JOB_FILE = "pack.json"
 PROBLEMS_FILE = "problems.jsonl"
 
 
-class Source(Protocol):
-    """Samples by number: picklable, and the same in every process.
+class Samples(Protocol):
+    """Samples by number, from 0 on: picklable, and the same in every process.
 
-    `source[i]` raises `PartialSample` where a part of sample i cannot be used, and any other `UserError` where all of
+    `samples[i]` raises `PartialSample` where a part of sample i cannot be used, and any other `UserError` where all of
     it cannot.
     """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class Source(Samples, Protocol):
+    """All samples of a dataset."""
 
     @property
     def name(self) -> str:
         """Identifies the content: sources of one name yield equal samples."""
         ...
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
+    def part(self, samples: range) -> Samples:
+        """Return some samples, numbered from 0, as a process is sent them: no larger than what they are made of."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The embedded rooms as a source for packing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from configs.errors import UserError
 from data_pipeline.rooms.generate import LARGEST, SMALLEST, VERSION, make_room
@@ -38,6 +38,10 @@ class RoomsSource:
     def name(self) -> str:
         """Identifies the content."""
         return f"rooms-v{VERSION}-{self.size}px-seed{self.seed}-from{self.offset}"
+
+    def part(self, samples: range) -> "RoomsSource":
+        """Return the source of some rooms alone."""
+        return replace(self, images=len(samples), offset=self.offset + samples.start)
 
     def __len__(self) -> int:
         return self.images

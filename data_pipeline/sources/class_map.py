@@ -43,6 +43,19 @@ def check_numbers(keys: Sequence[Key]) -> None:
         raise ValueError(f"'{names[0]}' is a name, but pixels hold numbers, ranges '1-5' of them or colours '#ff8000'")
 
 
+def check_once(keys: Sequence[Key]) -> None:
+    """Check that no number stands in two keys of a class map, whose ranges `check_ranges` has seen.
+
+    Raises:
+        ValueError: one does.
+    """
+    owner: dict[int, Key] = {}
+    for key in keys:
+        for number in numbers_of([key]):
+            if (other := owner.setdefault(number, key)) != key:
+                raise ValueError(f"{other!r} and {key!r} both name {number}: give it one class")
+
+
 def numbers_of(keys: Sequence[Key]) -> list[int]:
     """Return the ids that keys stand for: numbers, ranges of them, and colours as 65536 r + 256 g + b; names: none."""
     numbers: list[int] = []

@@ -18,7 +18,7 @@ from configs.errors import UserError
 from data_pipeline.codecs import decode_member
 from data_pipeline.sample import AnyArray
 from data_pipeline.sources.matlab import load_variable
-from data_pipeline.sources.taskonomy_files import RawFile
+from data_pipeline.sources.raw_file import RawFile
 
 PICTURE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "pgm", "pfm")
 """Formats of images."""

@@ -18,7 +18,7 @@ from data_pipeline.source import Problem
 from data_pipeline.sources.folder_spec import MASK, FolderSpec, unknown_field
 from data_pipeline.sources.folder_vectors import VectorLabel
 from data_pipeline.sources.path_patterns import Pattern, leaves_root, match_best
-from data_pipeline.sources.taskonomy_files import RawFile
+from data_pipeline.sources.raw_file import RawFile
 
 IMAGE = "rgb"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")

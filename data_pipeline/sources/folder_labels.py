@@ -17,7 +17,16 @@ from configs.section import Section
 from configs.tasks import TaskSpec
 from data_pipeline.rooms.regions import boundaries
 from data_pipeline.sample import AnyArray
-from data_pipeline.sources.class_map import VOID, Key, check_numbers, has_colours, mapped, numbers_of, whole_numbers
+from data_pipeline.sources.class_map import (
+    VOID,
+    Key,
+    check_numbers,
+    check_once,
+    has_colours,
+    mapped,
+    numbers_of,
+    whole_numbers,
+)
 
 Axis = Literal["x", "y", "z", "-x", "-y", "-z"]
 _FARTHEST_CODE = 65534
@@ -157,6 +166,7 @@ class ClassesLabel(FileLabel):
     @model_validator(mode="after")
     def _check(self) -> "ClassesLabel":
         check_numbers([*(self.map or ()), *self.void])
+        check_once(list(self.map or ()))
         if self.map is None and self.others is not None:
             raise ValueError("`others` says what `map` leaves out: give a `map` too")
         return self

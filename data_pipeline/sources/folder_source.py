@@ -1,18 +1,19 @@
 """Any folder or table of images and labels as samples, as a YAML file describes it (`sources.folder_spec`).
 
-Images may be of any size. Codes take the nearest pixel, images and smooth maps the mean. A label that is unknown in
-every pixel is no label: it would take a training pair without adding to the loss.
+Images may be of any size. Codes take the nearest pixel, images and smooth maps the mean.
 """
 
 import hashlib
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
-from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.sources.entries import Entries
 from data_pipeline.sources.folder_arrays import read_array, read_picture
 from data_pipeline.sources.folder_files import IMAGE, Row, find_rows, printable
 from data_pipeline.sources.folder_labels import Converted, FileLabel
@@ -72,19 +73,23 @@ class FolderSource:
         except UserError as error:
             raise UserError(f"{description}: {error}") from None
         self._split = split
-        self._rows, self._strays = found.rows, found.problems
-        files = [(row.name, row.fields, sorted(row.files)) for row in self._rows]
-        content = (repr(self._spec), size, split, files, self._strays)
+        self._entries = Entries(found.rows, found.problems)
+        files = [(row.name, row.fields, sorted(row.files)) for row in found.rows]
+        content = (repr(self._spec), size, split, files, found.problems)
         digest = hashlib.sha256(repr(content).encode("utf-8", "backslashreplace")).hexdigest()[:16]
         self.name = f"folder-{size}px-{len(self._spec.labels)}tasks-{digest}"
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._strays)
+        return len(self._entries)
+
+    def part(self, samples: range) -> "FolderSource":
+        """Return the source of some samples alone; its name is that of the whole."""
+        part = copy(self)
+        part._entries = self._entries.part(samples)
+        return part
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self._rows):
-            raise PartialSample([self._strays[index - len(self._rows)]], None)
-        row = self._rows[index]
+        row = self._entries[index]
         problems = list(row.problems)
         if IMAGE not in row.files:
             raise PartialSample(problems, None)
@@ -94,16 +99,18 @@ class FolderSource:
             raise PartialSample([*problems, Problem(row.key, "", str(error), row.image)], None) from None
         converted = self._convert(row, rgb, problems)
         mask = self._mask(row, rgb, converted, problems)
+        mask_valid = None if mask is None else self._nearest(mask).astype(np.uint8) * np.uint8(255)
+        labels = {
+            task: label
+            for task in self._spec.labels
+            if (label := self._label(task, row, converted, mask, problems)) is not None
+        }
         height, width = rgb.shape[:2]
         sample = Sample(
             key=row.key,
             rgb=square_mean(rgb, self._size, fit=self._spec.fit),
-            labels={
-                task: label
-                for task in self._spec.labels
-                if (label := self._label(task, row, converted, mask, problems)) is not None
-            },
-            mask_valid=None if mask is None else self._nearest(mask).astype(np.uint8) * np.uint8(255),
+            labels=known_labels(labels, self.task_table, mask_valid),
+            mask_valid=mask_valid,
             meta=self._meta(row, height, width),
         )
         if problems:
@@ -111,14 +118,15 @@ class FolderSource:
         return sample
 
     def _convert(self, row: Row, rgb: NDArray[np.uint8], problems: list[Problem]) -> dict[str, Converted]:
-        """The dense labels at their files' sizes."""
+        """The dense labels at their files' sizes; one that knows nothing of the square is none, and masks no other."""
         converted = {}
         for task, label in self._spec.labels.items():
             if isinstance(label, FileLabel) and task in row.files:
                 try:
                     found = label.convert(self.task_table[task], read_array(row.files[task], label.key))
                     check_aspect(found.codes, rgb)
-                    converted[task] = found
+                    if found.known is None or self._nearest(found.known).any():
+                        converted[task] = found
                 except UserError as error:
                     problems.append(Problem(row.key, task, str(error), printable(row.files[task].path)))
         return converted
@@ -156,9 +164,7 @@ class FolderSource:
             small = square_mean(codes, self._size, known, self._spec.fit)
         else:
             small = self._nearest(codes)
-        finished = label.finish(small)
-        void = spec.encoding.invalid
-        return None if void is not None and (finished == void).all() else finished
+        return label.finish(small)
 
     def _vector(self, task: str, label: VectorLabel, row: Row, problems: list[Problem]) -> AnyArray | None:
         path = ""
@@ -170,14 +176,14 @@ class FolderSource:
             path = printable(row.files[task].path)
             return label.from_array(self.task_table[task], read_array(row.files[task], label.key))
         except UserError as error:
-            problems.append(Problem(row.key, task, str(error), path))
+            problems.append(Problem(row.key, task, printable(str(error)), path))
             return None
 
     def _nearest(self, array: AnyArray) -> AnyArray:
         return square_nearest(array, self._size, self._spec.fit)
 
     def _meta(self, row: Row, height: int, width: int) -> dict[str, str | int]:
-        split = {} if self._split is None else {"split": self._split}
+        split = {} if self._split is None else {"split": printable(self._split)}
         return {
             "name": printable(row.name),
             "image": printable(row.relative),

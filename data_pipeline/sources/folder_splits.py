@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from data_pipeline.source import Problem
-from data_pipeline.sources.folder_files import Found, Row
+from data_pipeline.sources.folder_files import Found, Row, printable
 from data_pipeline.sources.folder_spec import REST, SplitRule
 
 
@@ -34,10 +34,11 @@ def take_part(found: Found, rule: SplitRule, part: str, folder: Path) -> tuple[F
         part_of = _by_field(rule.field) if rule.field is not None else _by_hash(rule)
         counts = dict(sorted(Counter(map(part_of, found.rows)).items()))
         if part not in counts:
-            raise UserError(f"split: no sample is of part '{part}': there are {', '.join(counts)}")
+            raise UserError(f"split: no sample is of part '{part}': there are {printable(', '.join(counts))}")
         chosen, problems = [row for row in found.rows if part_of(row) == part], []
     shares = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return Found(chosen, [*found.problems, *problems]), f"part {part} of {len(found.rows)} samples: {shares}"
+    fact = printable(f"part {part} of {len(found.rows)} samples: {shares}")
+    return Found(chosen, [*found.problems, *problems]), fact
 
 
 def _by_field(name: str) -> Callable[[Row], str]:
@@ -72,11 +73,13 @@ def _listed(rows: list[Row], rule: SplitRule, part: str, folder: Path) -> tuple[
     for line in filter(None, map(str.strip, lines)):
         name = line if line in names else by_image.get(line)
         if name is None:
-            problems.append(Problem(line, "", "the list names it, but there is no such sample", str(path)))
+            reason = "the list names it, but there is no such sample"
+            problems.append(Problem(printable(line), "", reason, str(path)))
         elif name in listed:
-            problems.append(Problem(line, "", "the list names it twice; it is used once", str(path)))
+            problems.append(Problem(printable(line), "", "the list names it twice; it is used once", str(path)))
         else:
             listed[name] = None
     if not listed:
-        raise UserError(f"split.lists.{part}: {path} names none of the {len(rows)} samples, such as '{rows[0].name}'")
+        example = printable(rows[0].name)
+        raise UserError(f"split.lists.{part}: {path} names none of the {len(rows)} samples, such as '{example}'")
     return [row for row in rows if row.name in listed], problems

@@ -12,7 +12,7 @@ from configs.errors import UserError
 from configs.section import Section
 from configs.tasks import TaskSpec
 from data_pipeline.sample import AnyArray
-from data_pipeline.sources.class_map import Key, check_ranges, numbers_of
+from data_pipeline.sources.class_map import Key, check_once, check_ranges, numbers_of
 from data_pipeline.sources.folder_labels import class_code
 
 # A logit whose softmax is exactly 0 in float32 beside any that a network gives, and still a finite number.
@@ -31,7 +31,7 @@ class VectorLabel(Section):
     values: tuple[str, ...] = ()
     """Fields that hold one number per class; `p_*` stands for all that fit it, in their order."""
     given: Literal["class", "probabilities", "logits"] | None = None
-    """What the numbers are; default: the class for `value`, else what the task stores."""
+    """What the numbers of `path` or `values` are; default: what the task stores."""
     map: dict[Key, Key] | None = None
     """Id or name in `value` -> class of the task; without it the value is the class."""
     classes: tuple[Key, ...] = ()
@@ -47,8 +47,15 @@ class VectorLabel(Section):
         if (self.path is not None) + (self.value is not None) + bool(self.values) != 1:
             raise ValueError("give one of `path`, `value` and `values`")
         check_ranges(list(self.map or ()))
+        check_once(list(self.map or ()))
         if self.map is not None and self.value is None:
             raise ValueError("`map` is for the class in `value`")
+        if self.given is not None and self.value is not None:
+            raise ValueError("`value` is always the class: leave `given` out, or give `values`")
+        if self.classes and (self.value is not None or self.given == "class"):
+            raise ValueError("`classes` are those of several numbers, but here is one class: leave it out")
+        if self.key is not None and self.path is None:
+            raise ValueError("`key` names an array in the file at `path`: give a `path`, or leave it out")
         return self
 
     def check_task(self, spec: TaskSpec) -> None:

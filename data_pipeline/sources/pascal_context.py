@@ -3,12 +3,11 @@
 The whole image becomes the square, each side scaled on its own, as ASTMT and M3ViT train and measure at 512 x 512.
 Shards hold squares only: cropping would take a quarter of a 500 x 375 photo, people at its sides included, out of
 training and measurement, and padding would need a void that saliency and edges do not have.
-
-A label that is void in every pixel is no label: it would take a training pair without adding to the loss.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,9 @@ from configs.errors import UserError
 from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label
 from data_pipeline.rooms.regions import boundaries
-from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.sources.entries import Entries
 from data_pipeline.sources.pascal_context_files import (
     IMAGES,
     LABEL_MAP,
@@ -87,25 +87,30 @@ class PascalContextSource:
         self._size = size
         self._split = split
         self._tasks = tuple(spec.name for spec in tasks)
-        self._entries, self._problems = find_images(root, split)
-        here = sum(IMAGES in entry.files for entry in self._entries)
+        entries, problems = find_images(root, split)
+        self._entries = Entries(entries, problems)
+        here = sum(IMAGES in entry.files for entry in entries)
         self.facts = (
-            f"official split {split}: {len(self._entries)} images listed (published: {_PUBLISHED[split]}), "
+            f"official split {split}: {len(entries)} images listed (published: {_PUBLISHED[split]}), "
             f"{here} of them in the source folder",
         )
-        if not any(name in entry.files for entry in self._entries for name in self._tasks):
+        if not any(name in entry.files for entry in entries for name in self._tasks):
             places = ", ".join(map(place_of, self._tasks))
             raise UserError(f"{root} has no label for split '{split}': looked for {places}")
-        content = (split, size, self._tasks, [(entry.name, sorted(entry.files)) for entry in self._entries])
+        content = (split, size, self._tasks, [(entry.name, sorted(entry.files)) for entry in entries])
         digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
         self.name = f"pascal-context-{split}-{size}px-{len(tasks)}tasks-{digest}"
 
     def __len__(self) -> int:
-        return len(self._entries) + len(self._problems)
+        return len(self._entries)
+
+    def part(self, samples: range) -> "PascalContextSource":
+        """Return the source of some samples alone; its name is that of the whole."""
+        part = copy(self)
+        part._entries = self._entries.part(samples)
+        return part
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self._entries):
-            raise PartialSample([self._problems[index - len(self._entries)]], None)
         entry = self._entries[index]
         rgb = _read_image(entry)
         problems = [
@@ -130,13 +135,10 @@ class PascalContextSource:
             if name not in entry.files:
                 continue
             try:
-                label = _LABELS[name](entry, shape, self._size)
+                labels[name] = _LABELS[name](entry, shape, self._size)
             except UserError as error:
                 problems.append(Problem(entry.key, name, str(error), entry.files[name].where))
-                continue
-            if TASKS[name].encoding.invalid is None or (label != _VOID).any():
-                labels[name] = label
-        return labels
+        return known_labels(labels, TASKS, mask_valid=None)
 
 
 def _read_image(entry: Entry) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from data_pipeline.bounded import image_pixels
 from data_pipeline.sample import AnyArray
 from data_pipeline.source import Problem
 from data_pipeline.sources.matlab import load_variable
-from data_pipeline.sources.taskonomy_files import RawFile
+from data_pipeline.sources.raw_file import RawFile
 
 Split = Literal["train", "val"]
 

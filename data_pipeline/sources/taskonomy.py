@@ -12,6 +12,7 @@ resampled to one size.
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -21,12 +22,15 @@ from numpy.typing import NDArray
 from configs.errors import UserError
 from configs.tasks import GROUPS, TASKS, TaskSpec
 from data_pipeline.codecs import decode_image, decode_label, decode_member
-from data_pipeline.sample import AnyArray, Sample
+from data_pipeline.sample import AnyArray, Sample, known_labels
 from data_pipeline.source import PartialSample, Problem
+from data_pipeline.sources.entries import Entries
+from data_pipeline.sources.raw_file import RawFile
 from data_pipeline.sources.squares import check_aspect, square_mean, square_nearest
 from data_pipeline.sources.taskonomy_classes import SELECTED, select_classes
-from data_pipeline.sources.taskonomy_files import RawFile, View, find_views
+from data_pipeline.sources.taskonomy_files import find_views
 from data_pipeline.sources.taskonomy_splits import Split
+from data_pipeline.sources.taskonomy_views import View
 
 _TASKS = GROUPS["taskonomy"]
 _DEPTHS = ("depth_zbuffer", "depth_euclidean")
@@ -75,26 +79,30 @@ class TaskonomySource:
         self._size = size
         self._tasks = {spec.name: spec for spec in tasks}
         found = find_views(root, ("rgb", "mask_valid", *_TASKS), None if split is None else frozenset(split.buildings))
-        self._views, self._strays = found.views, found.strays
-        self._missing = () if split is None else split.missing(found.buildings)
+        missing = () if split is None else split.missing(found.buildings)
+        self._entries = Entries(found.views, [*map(_stray, found.strays), *map(_missing, missing)])
         self._selected = [name for name in SELECTED if name in self._tasks and classes == "selected"]
         self.facts = () if split is None else split.facts(found.buildings)
         self.facts += tuple(
             f"{name}: {len(SELECTED[name])} of {self._tasks[name].channels} classes" for name in self._selected
         )
-        files = [(view.key, sorted(view.files)) for view in self._views]
-        content = (size, list(self._tasks), files, self._missing, self._selected)
+        digest = hashlib.sha256(repr((size, list(self._tasks), missing, self._selected)).encode())
+        for number in range(len(found.views)):
+            digest.update(repr(found.views.summary(number)).encode())
         part = "" if split is None else f"{split.name}-{split.part}-"
-        digest = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
-        self.name = f"taskonomy-{part}{size}px-{len(tasks)}tasks-{digest}"
+        self.name = f"taskonomy-{part}{size}px-{len(tasks)}tasks-{digest.hexdigest()[:16]}"
 
     def __len__(self) -> int:
-        return len(self._views) + len(self._strays) + len(self._missing)
+        return len(self._entries)
+
+    def part(self, samples: range) -> "TaskonomySource":
+        """Return the source of some samples alone; its name is that of the whole."""
+        part = copy(self)
+        part._entries = self._entries.part(samples)
+        return part
 
     def __getitem__(self, index: int) -> Sample:
-        if index >= len(self._views):
-            raise PartialSample([self._unusable(index - len(self._views))], None)
-        view = self._views[index]
+        view = self._entries[index]
         problems: list[Problem] = []
         reason = f"the view has no rgb image, but {', '.join(sorted(view.files))}"
         rgb = None
@@ -107,11 +115,12 @@ class TaskonomySource:
             path = view.files["rgb"].where if "rgb" in view.files else ""
             raise PartialSample([Problem(view.key, "", reason, path)], None)
         mask = _read_mask(view, rgb, problems)
+        mask_valid = None if mask is None else square_nearest(mask, self._size).astype(np.uint8) * np.uint8(255)
         sample = Sample(
             key=view.key,
             rgb=square_mean(rgb, self._size),
-            labels=self._labels(view, rgb, mask, problems),
-            mask_valid=None if mask is None else square_nearest(mask, self._size).astype(np.uint8) * np.uint8(255),
+            labels=known_labels(self._labels(view, rgb, mask, problems), self._tasks, mask_valid),
+            mask_valid=mask_valid,
             meta={"building": view.building, "point": view.point, "view": view.view},
         )
         problems += [
@@ -122,15 +131,6 @@ class TaskonomySource:
         if problems:
             raise PartialSample(problems, sample)
         return sample
-
-    def _unusable(self, number: int) -> Problem:
-        """What is no view: the stray files, then the missing buildings."""
-        if number < len(self._strays):
-            path = self._strays[number].where
-            reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
-            return Problem(PurePath(path).name, "", reason, path)
-        building = self._missing[number - len(self._strays)]
-        return Problem(building, "", "the split lists this building, but the source folder has no file of it")
 
     def _labels(
         self, view: View, rgb: NDArray[np.uint8], mask: NDArray[np.bool_] | None, problems: list[Problem]
@@ -155,6 +155,15 @@ class TaskonomySource:
         return square_nearest(label, self._size)
 
 
+def _stray(file: RawFile) -> Problem:
+    reason = "belongs to no view, as it is not named point_P_view_V_domain_D"
+    return Problem(PurePath(file.where).name, "", reason, file.where)
+
+
+def _missing(building: str) -> Problem:
+    return Problem(building, "", "the split lists this building, but the source folder has no file of it")
+
+
 def _read_image(file: RawFile) -> NDArray[np.uint8]:
     return decode_image(file.suffix, file.read(), "the file")
 
@@ -174,6 +183,7 @@ def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> N
             return mask > 0
         except UserError as error:
             problems.append(Problem(view.key, "mask_valid", str(error), file.where))
+    known = None
     for name in _DEPTHS:
         if name in view.files:
             spec = TASKS[name]
@@ -182,8 +192,10 @@ def _read_mask(view: View, rgb: NDArray[np.uint8], problems: list[Problem]) -> N
                 check_aspect(depth, rgb)
             except UserError:
                 continue
-            return np.asarray(depth != spec.encoding.invalid)
-    return None
+            known = np.asarray(depth != spec.encoding.invalid)
+            if known.any():  # Else the other depth may know more.
+                break
+    return known
 
 
 def _read_vector(spec: TaskSpec, file: RawFile) -> NDArray[np.float32]:

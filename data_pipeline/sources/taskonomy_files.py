@@ -6,85 +6,17 @@ Only names are read, and the headers of tars; a full Taskonomy is 4.6 million vi
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from configs.errors import UserError
+from data_pipeline.sources.raw_file import RawFile
+from data_pipeline.sources.taskonomy_views import CollectedViews, Views, safe_building
 from data_pipeline.tarwalk import TarError, TarFile, walk_tar
 
 # Of any format: one that cannot be read becomes a listed problem, not a label that was never there.
-_NAME = re.compile(r"point_(\d+)_view_(\d+)_domain_\w+\.\w+")
+_NAME = re.compile(r"point_(\d{1,18})_view_(\d{1,18})_domain_\w+\.\w+")
 _ALIASES = {"class_places": "class_scene", "class_1000": "class_object"}
-
-
-@dataclass(frozen=True, slots=True)
-class RawFile:
-    """A file, or a member of a tar.
-
-    Attributes:
-        path: the file, or the tar.
-        member: name inside the tar; empty for a plain file.
-        offset: first byte of the content in `path`.
-        size: bytes of the content.
-    """
-
-    path: str
-    member: str = ""
-    offset: int = 0
-    size: int = -1
-
-    @property
-    def suffix(self) -> str:
-        """Format by name, such as png."""
-        return self.where.rpartition(".")[2].lower()
-
-    @property
-    def where(self) -> str:
-        """Name for messages."""
-        return f"{self.path}:{self.member}" if self.member else self.path
-
-    def read(self) -> bytes:
-        """Return the content.
-
-        Raises:
-            UserError: the file cannot be read, is empty or cut off.
-        """
-        try:
-            with Path(self.path).open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise UserError(f"the file cannot be read ({error.strerror})") from None
-        if not data:
-            raise UserError("the file is empty")
-        if len(data) < self.size:
-            raise UserError("the file is cut off")
-        return data
-
-
-@dataclass(slots=True)
-class View:
-    """One view of a building and its files.
-
-    Attributes:
-        building: folders between the domain's and the file, joined with `/`; may be empty.
-        point: number of the point of interest.
-        view: number of the camera.
-        files: domain -> its file.
-        repeated: further files of a domain that `files` has already.
-    """
-
-    building: str
-    point: int
-    view: int
-    files: dict[str, RawFile] = field(default_factory=dict)
-    repeated: list[tuple[str, RawFile]] = field(default_factory=list)
-
-    @property
-    def key(self) -> str:
-        """Key of the sample, `<building>/point_P_view_V`."""
-        building = re.sub(r"[^A-Za-z0-9_/-]", "-", self.building)
-        return f"{building}/point_{self.point}_view_{self.view}".lstrip("/")
 
 
 @dataclass(frozen=True)
@@ -97,7 +29,7 @@ class Found:
         buildings: names of all buildings with a file or tar of a domain, wanted or not; without the folders above them.
     """
 
-    views: list[View]
+    views: Views
     strays: list[RawFile]
     buildings: frozenset[str]
 
@@ -116,7 +48,7 @@ def find_views(root: Path, domains: Sequence[str], only: Set[str] | None = None)
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: give the one that holds rgb, depth_zbuffer and the like")
-    views: dict[tuple[str, int, int], View] = {}
+    collected = CollectedViews(domains)
     strays = []
     found = set()
     buildings = set()
@@ -131,12 +63,7 @@ def find_views(root: Path, domains: Sequence[str], only: Set[str] | None = None)
                     strays.append(file)
                 continue
             found.add(domain)
-            identity = (building, int(match[1]), int(match[2]))
-            view = views.setdefault(identity, View(*identity))
-            if domain in view.files:
-                view.repeated.append((domain, file))
-            else:
-                view.files[domain] = file
+            collected.add(building, int(match[1]), int(match[2]), domain, file)
     if only is not None and buildings and not buildings & only:
         raise UserError(
             f"{root} holds none of the {len(only)} buildings wanted ({_some(only)}): it holds {_some(buildings)}"
@@ -147,8 +74,9 @@ def find_views(root: Path, domains: Sequence[str], only: Set[str] | None = None)
             f"{root} holds {'no rgb' if found else 'no known domain'}: looked for files point_P_view_V_domain_D in "
             f"folders or tars named {', '.join(domains)}; it holds {here}"
         )
-    _check_keys(views.values())
-    return Found([views[identity] for identity in sorted(views)], strays, frozenset(buildings))
+    views = Views(collected)
+    _check_keys(views)
+    return Found(views, strays, frozenset(buildings))
 
 
 def _last_part(building: str) -> str:
@@ -161,7 +89,9 @@ def _some(buildings: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _check_keys(views: Iterable[View]) -> None:
+def _check_keys(views: Views) -> None:
+    if len(set(map(safe_building, views.buildings))) == len(views.buildings):
+        return
     owner: dict[str, str] = {}
     for view in views:
         if (other := owner.setdefault(view.key, view.building)) != view.building:

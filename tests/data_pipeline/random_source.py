@@ -34,6 +34,20 @@ def random_sample(
     )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a source that is small itself."""
+
+    whole: "RandomSource"
+    samples: range
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.whole[self.samples[index]]
+
+
 @dataclass
 class RandomSource:
     count: int
@@ -46,6 +60,9 @@ class RandomSource:
 
     def __len__(self) -> int:
         return self.count
+
+    def part(self, samples: range) -> Part:
+        return Part(self, samples)
 
     def __getitem__(self, index: int) -> Sample:
         time.sleep(self.delay_seconds)

@@ -3,16 +3,18 @@
 import errno
 import hashlib
 import json
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from configs.errors import UserError
-from configs.tasks import TASKS
+from configs.tasks import TASKS, resolve_tasks
 from data_pipeline.check import check_shards
 from data_pipeline.codecs import ImageCodec
 from data_pipeline.index import ShardIndex
@@ -21,7 +23,10 @@ from data_pipeline.planning.plan import Slot
 from data_pipeline.reading import read_batch
 from data_pipeline.shards import build_index
 from data_pipeline.show import contact_sheet
-from data_pipeline.source import Problem, read_problems
+from data_pipeline.source import Problem, Source, read_problems
+from data_pipeline.sources.folder_source import FolderSource
+from data_pipeline.sources.pascal_context import PascalContextSource
+from data_pipeline.sources.taskonomy import TaskonomySource
 from tests.data_pipeline.children import await_no_process, can_mount, run_with_mounts, start_script
 from tests.data_pipeline.random_source import FaultySource, FullDiskSource, LostSource, RandomSource, random_sample
 
@@ -91,6 +96,56 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     pack(FaultySource(11), tmp_path / "three", workers=3, samples_per_shard=2, on_progress=progress.append)
     assert digests(tmp_path / "one") == digests(tmp_path / "three")
     assert progress == list(range(1, 12))
+
+
+def folder_source(root: Path, count: int) -> FolderSource:
+    for number in range(count):
+        touch(root / "images" / f"{100 + number}.png")
+        touch(root / "ids" / f"{100 + number}.png")
+    (root / "own.yaml").write_text("rgb: images/{key}.png\nlabels:\n  semseg: ids/{key}.png\n")
+    return FolderSource(root / "own.yaml", 8)
+
+
+def taskonomy_source(root: Path, count: int) -> TaskonomySource:
+    for number in range(count):
+        for domain in ("rgb", "normal"):
+            touch(root / domain / "b" / f"point_{100 + number}_view_0_domain_{domain}.png")
+    return TaskonomySource(root, 8, resolve_tasks(["normal"]))
+
+
+def pascal_context_source(root: Path, count: int) -> PascalContextSource:
+    names = [f"{100 + number}" for number in range(count)]
+    for name in names:
+        touch(root / "JPEGImages" / f"{name}.jpg")
+        touch(root / "sal_distill" / f"{name}.png")
+    touch(root / "ImageSets" / "Context" / "val.txt").write_text("\n".join(names))
+    return PascalContextSource(root, "val", 8, resolve_tasks(["saliency"]))
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("make", [folder_source, taskonomy_source, pascal_context_source])
+def test_what_processes_are_sent_does_not_grow_with_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path, int], Source]
+) -> None:
+    sent: list[list[int]] = []
+
+    def measure(task: Any, items: Iterable[Any], workers: int, on_step: Callable[[], None]) -> None:
+        sent.append([len(pickle.dumps(each)) for each in (task, *items)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("data_pipeline.pack.run_in_processes", measure)
+    for root, count in ((tmp_path / "a", 4), (tmp_path / "b", 64)):
+        with pytest.raises(KeyboardInterrupt):
+            pack(make(root, count), root / "out", workers=2, samples_per_shard=4)
+    few, many = sent
+    assert (len(few), len(many)) == (2, 17)
+    assert few[0] == many[0]
+    assert max(many[1:]) <= few[1] + 16  # Numbers grow.
 
 
 def test_problems_are_listed_and_the_rest_is_kept(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from configs.errors import UserError
 from data_pipeline.sources.folder_arrays import read_array, read_picture
-from data_pipeline.sources.taskonomy_files import RawFile
+from data_pipeline.sources.raw_file import RawFile
 from tests.data_pipeline.pascal_tree import write_palette
 
 

@@ -159,6 +159,9 @@ def test_rules_that_cannot_be_are_refused() -> None:
         ({"void": ("0-99999999",)}, "must go up, by less than 65536"),
         ({"others": 0}, "give a `map` too"),
         ({"map": {True: 1}}, "valid"),
+        ({"map": {"1-5": 7, 3: 9}}, "'1-5' and 3 both name 3: give it one class"),
+        ({"map": {3: 9, "1-5": 7}}, "3 and '1-5' both name 3"),
+        ({"map": {"#ff0000": 1, "#FF0000": 2}}, "both name"),
     ):
         with pytest.raises(ValueError, match=message):
             ClassesLabel.model_validate({"path": "x", **rule})

@@ -4,75 +4,31 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from PIL import Image
 
 from configs.errors import UserError
+from configs.tasks import TASKS
 from data_pipeline.index import ShardIndex
 from data_pipeline.pack import pack
-from data_pipeline.sample import Sample
-from data_pipeline.source import PartialSample, Problem
+from data_pipeline.show import load_target
 from data_pipeline.sources.folder_files import safe_key
 from data_pipeline.sources.folder_source import FolderSource
-
-SIZE = 8
-DEPTH = {"depth_zbuffer": {"path": "depth/{key}.png", "unit_metres": 0.001}}
-
-
-def save(path: Path, array: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, array)
-    else:
-        Image.fromarray(array).save(path)
-
-
-def image(value: int, height: int = 8, width: int = 8) -> NDArray[np.uint8]:
-    return np.full((height, width, 3), value, np.uint8)
-
-
-def describe(folder: Path, **values: Any) -> Path:
-    path = folder / "own.yaml"
-    path.write_text(yaml.safe_dump({"rgb": "images/{key}.png", **values}, allow_unicode=True), encoding="utf-8")
-    return path
-
-
-def three_images(folder: Path) -> Path:
-    """Three images; a depth, in millimetres, for two of them."""
-    for number, name in enumerate(("a", "b", "c"), 1):
-        save(folder / "images" / f"{name}.png", image(number))
-        if name != "b":
-            save(folder / "depth" / f"{name}.png", np.full((8, 8), 1000 * number, np.uint16))
-    return folder
-
-
-def samples(source: FolderSource) -> tuple[dict[str, Sample], list[Problem]]:
-    """Samples by their names, and all problems."""
-    found: dict[str, Sample] = {}
-    problems: list[Problem] = []
-    for number in range(len(source)):
-        sample: Sample | None
-        try:
-            sample = source[number]
-        except PartialSample as partial:
-            sample = partial.sample
-            problems += partial.problems
-        if sample is not None:
-            found[str(sample.meta["name"])] = sample
-    return found, problems
-
-
-def named(folder: Path, part: str | None = None, /, **values: Any) -> tuple[dict[str, Sample], list[Problem]]:
-    return samples(FolderSource(describe(folder, **values), SIZE, part))
+from tests.data_pipeline.folder_tree import (
+    DEPTH,
+    SIZE,
+    describe,
+    image,
+    named,
+    save,
+    three_images,
+    write_table,
+)
 
 
 def test_files_are_joined_by_their_fields(tmp_path: Path) -> None:
@@ -189,9 +145,31 @@ def test_a_label_that_is_unknown_everywhere_is_none(tmp_path: Path) -> None:
     assert problems == []
 
 
-def write_table(folder: Path, text: str, name: str = "table.csv", encoding: str = "utf-8") -> str:
-    (folder / name).write_bytes(text.encode(encoding))
-    return name
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_normals_that_are_unknown_everywhere_leave_the_depth_alone(tmp_path: Path, value: float) -> None:
+    folder = three_images(tmp_path)
+    normals = np.full((8, 10, 3), value, np.float32)
+    normals[:, [0, -1]] = [0.0, 0.0, 1.0]  # At the sides, which the square leaves out.
+    save(folder / "images" / "a.png", image(1, width=10))
+    save(folder / "depth" / "a.png", np.full((8, 10), 1000, np.uint16))
+    save(folder / "normal" / "a.npy", normals)
+    labels = {**DEPTH, "normal": "normal/{key}.npy"}
+    assert pack(FolderSource(describe(folder, labels=labels), SIZE), tmp_path / "out").problems == ()
+    index = ShardIndex.load(tmp_path / "out")
+    a = index.keys.index("a")
+    assert index.available(["depth_zbuffer", "normal"])[a].tolist() == [True, False]
+    assert load_target(index, a, TASKS["depth_zbuffer"]).mask.all()
+
+
+def test_labels_that_the_mask_excludes_everywhere_are_none(tmp_path: Path) -> None:
+    folder = three_images(tmp_path)
+    save(folder / "mask" / "a.png", np.zeros((8, 8), np.uint8))
+    save(folder / "ids" / "a.png", np.zeros((8, 8), np.uint8))
+    labels = {**DEPTH, "semseg": "ids/{key}.png"}
+    found, problems = named(folder, labels=labels, mask_valid="mask/{key}.png")
+    assert list(found["a"].labels) == ["semseg"]
+    assert list(found["c"].labels) == ["depth_zbuffer"]
+    assert problems == []
 
 
 LINES = """id,photo,depth,scene,part,p_bed,p_bath
@@ -276,64 +254,6 @@ def test_other_delimiters_and_broken_tables(tmp_path: Path) -> None:
         named(tmp_path, table="table.csv", labels=labels)
     with pytest.raises(UserError, match=r"table .*absent\.csv cannot be read: No such file"):
         named(tmp_path, table="absent.csv", labels=labels)
-
-
-def many(folder: Path, count: int = 60) -> Path:
-    for number in range(count):
-        save(folder / "images" / f"{number % 5}" / f"{number}.png", image(number))
-    return folder
-
-
-MANY = {"rgb": "images/{scene}/{key}.png", "labels": {"class_scene": {"value": "scene"}}}
-
-
-def test_fractions_are_stable_and_cover_all(tmp_path: Path) -> None:
-    rule = {"split": {"fractions": {"val": 0.25, "test": 0.1}}, **MANY}
-    many(tmp_path)
-    parts = {part: set(named(tmp_path, part, **rule)[0]) for part in ("train", "val", "test")}
-    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 60
-    assert 5 <= len(parts["val"]) <= 25
-    many(tmp_path, 90)
-    for part, before in parts.items():
-        assert before <= set(named(tmp_path, part, **rule)[0])
-    source = FolderSource(describe(tmp_path, **rule), SIZE, "val")
-    assert re.fullmatch(r"part val of 90 samples: \d+ test, \d+ train, \d+ val", *source.facts)
-
-
-def test_scenes_stay_together(tmp_path: Path) -> None:
-    rule = {"split": {"fractions": {"val": 0.4}, "by": "scene"}, **MANY}
-    parts = [{name.split("/")[0] for name in named(many(tmp_path), part, **rule)[0]} for part in ("train", "val")]
-    assert parts[0].isdisjoint(parts[1])
-    assert len(parts[0] | parts[1]) == 5
-
-
-def test_a_field_or_a_list_may_say_the_part(tmp_path: Path) -> None:
-    folder = three_images(tmp_path)
-    table = write_table(folder, "key,part\na,train\nb,val\nc,train\n")
-    rule: Mapping[str, Any] = {"table": table, "split": {"field": "part"}, "labels": DEPTH}
-    assert list(named(folder, "train", **rule)[0]) == ["images/a", "images/c"]
-    with pytest.raises(UserError, match="no sample is of part 'test': there are train, val"):
-        named(folder, "test", **rule)
-    (folder / "mine.txt").write_text("c\nimages/a.png\nz\nc\n\n", encoding="utf-8-sig")
-    (folder / "empty.txt").write_text("z\n")
-    lists = {"split": {"lists": {"val": "mine.txt", "none": "empty.txt", "absent": "absent.txt"}}, "labels": DEPTH}
-    found, problems = named(folder, "val", **lists)
-    assert list(found) == ["a", "c"]
-    assert [(problem.key, problem.reason[:20]) for problem in problems] == [
-        ("z", "the list names it, b"),
-        ("c", "the list names it tw"),
-    ]
-    for part, message in (("none", "names none of the 3"), ("absent", "cannot be read"), ("train", "no list for part")):
-        with pytest.raises(UserError, match=message):
-            named(folder, part, **lists)
-
-
-def test_a_part_is_asked_for_where_there_are_parts(tmp_path: Path) -> None:
-    folder = three_images(tmp_path)
-    with pytest.raises(UserError, match="say which part to take, such as --split train"):
-        named(folder, labels=DEPTH, split={"fractions": {"val": 0.5}})
-    with pytest.raises(UserError, match="the samples are not parted, so there is no 'val'"):
-        named(folder, "val", labels=DEPTH)
 
 
 def test_names_of_any_kind_become_keys_that_differ(tmp_path: Path) -> None:

@@ -69,6 +69,22 @@ def test_numbers_of_some_classes() -> None:
     assert (named[9], named[4]) == (0.75, 0.25)
 
 
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"value": "x", "classes": [3, 23, 25]}, "`classes` are those of several numbers"),
+        ({"path": "x", "given": "class", "classes": [3, 23, 25]}, "`classes` are those of several numbers"),
+        ({"value": "x", "given": "logits"}, "`value` is always the class: leave `given` out"),
+        ({"value": "x", "key": "a"}, "`key` names an array in the file at `path`"),
+        ({"value": "x", "map": {"1-5": 7, 3: 9}}, "'1-5' and 3 both name 3: give it one class"),
+        ({"value": "x", "map": {"1-5": 7, "5-8": 9}}, "'1-5' and '5-8' both name 5"),
+    ],
+)
+def test_rules_that_would_be_ignored_are_refused(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VectorLabel.model_validate(rule)
+
+
 def test_files_of_vectors() -> None:
     rng = np.random.default_rng(0)
     probabilities, logits = rng.dirichlet(np.ones(365)), rng.standard_normal(1000)

@@ -109,20 +109,21 @@ def test_a_packing_that_stopped_goes_on_and_gives_the_same_bytes(root: Path, mon
     write_split(root, "train", *names)
     whole, stopped = root.parent / "whole", root.parent / "stopped"
     pack(source(root), whole, samples_per_shard=1)
-    read: list[int] = []
+    read: list[str] = []
     original = PascalContextSource.__getitem__
 
     def stop_at_third(images: PascalContextSource, index: int) -> Sample:
-        read.append(index)
+        sample = original(images, index)
+        read.append(sample.key)
         if len(read) == 3:
             raise KeyboardInterrupt
-        return original(images, index)
+        return sample
 
     monkeypatch.setattr(PascalContextSource, "__getitem__", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
         pack(source(root), stopped, samples_per_shard=1)
     assert pack(source(root), stopped, samples_per_shard=1).samples == 4
-    assert read == [0, 1, 2, 2, 3]
+    assert read == [*names[:3], *names[2:]]
     assert digests(stopped) == digests(whole)
 
 

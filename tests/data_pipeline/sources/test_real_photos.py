@@ -19,8 +19,8 @@ from data_pipeline.show import load_target
 from data_pipeline.sources.folder_arrays import read_array
 from data_pipeline.sources.folder_labels import DepthLabel
 from data_pipeline.sources.folder_source import FolderSource
+from data_pipeline.sources.raw_file import RawFile
 from data_pipeline.sources.squares import square_nearest
-from data_pipeline.sources.taskonomy_files import RawFile
 from data_pipeline.targets import depth_metres
 from tests.data_pipeline.real_photos import (
     BASELINE_METRES,

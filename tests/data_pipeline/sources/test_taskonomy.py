@@ -2,7 +2,6 @@
 
 import os
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +18,11 @@ from data_pipeline.pack import pack
 from data_pipeline.source import PartialSample
 from data_pipeline.sources.taskonomy import TaskonomySource
 from data_pipeline.sources.taskonomy_splits import PartName, Split
+from tests.data_pipeline.taskonomy_tree import LAYOUTS, depth, rgb, write, write_view
 
 ALL = resolve_tasks("taskonomy")
 DEPTH_AND_SCENE = resolve_tasks(["depth_zbuffer", "class_scene"])
 REAL = Path(__file__).parents[3].parent / "shared" / "real_samples"
-
-
-def write(path: Path, array: NDArray[Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, array)
-    else:
-        Image.fromarray(array).save(path)
-    return path
-
-
-def rgb(side: int = 12) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-
-
-def depth(side: int = 12) -> NDArray[np.uint16]:
-    codes = np.random.default_rng(1).integers(300, 5000, (side, side)).astype(np.uint16)
-    codes[:3] = 65535
-    return codes
-
-
-SCENE = np.full((1, 365), 1 / 365, np.float64)
-# Where the files of one view lie in the published layouts: domain -> path, of which "{}" is the file's own name.
-LAYOUTS: dict[str, Mapping[str, str]] = {
-    "components": {
-        domain: f"{domain}/taskonomy/allensville/{{}}" for domain in ("rgb", "depth_zbuffer", "class_scene")
-    },
-    "buildings": {domain: f"{domain}/allensville/{{}}" for domain in ("rgb", "depth_zbuffer", "class_scene")},
-    "extracted tars": {
-        domain: f"allensville_{domain}/{domain}/{{}}" for domain in ("rgb", "depth_zbuffer", "class_scene")
-    },
-    "one building": {domain: f"{domain}/{{}}" for domain in ("rgb", "depth_zbuffer", "class_scene")},
-}
-
-
-def write_view(root: Path, layout: str, point: int, view: int) -> None:
-    arrays: dict[str, NDArray[Any]] = {"rgb": rgb(), "depth_zbuffer": depth(), "class_scene": SCENE}
-    named = {"class_scene": "class_places"}
-    for domain, place in LAYOUTS[layout].items():
-        suffix = "npy" if domain == "class_scene" else "png"
-        name = f"point_{point}_view_{view}_domain_{named.get(domain, domain)}.{suffix}"
-        write(root / place.format(name), arrays[domain])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -275,6 +233,21 @@ def test_mask_valid_comes_from_its_own_domain_before_any_depth(tmp_path: Path) -
     sample = TaskonomySource(tmp_path, 6, DEPTH_AND_SCENE)[0]
     assert sample.mask_valid is not None
     np.testing.assert_array_equal(sample.mask_valid, np.repeat([[0, 0, 0, 255, 255, 255]], 6, axis=0))
+
+
+def test_labels_that_are_unknown_everywhere_are_none(tmp_path: Path) -> None:
+    write_view(tmp_path, "buildings", 1, 0)
+    nothing = np.full((12, 12), 65535, np.uint16)
+    write(tmp_path / "depth_zbuffer/allensville/point_1_view_0_domain_depth_zbuffer.png", nothing)
+    write(tmp_path / "normal/allensville/point_1_view_0_domain_normal.png", rgb())
+    report = pack(TaskonomySource(tmp_path, 12, ALL), tmp_path / "out")
+    assert (report.samples, report.problems) == (1, ())
+    assert ShardIndex.load(tmp_path / "out").tasks == ("class_scene",)
+    write(tmp_path / "depth_euclidean/allensville/point_1_view_0_domain_depth_euclidean.png", depth())
+    sample = TaskonomySource(tmp_path, 12, ALL)[0]
+    assert set(sample.labels) == {"class_scene", "depth_euclidean", "normal"}
+    assert sample.mask_valid is not None
+    np.testing.assert_array_equal(sample.mask_valid == 0, depth() == 65535)
 
 
 def test_a_mask_of_another_shape_than_the_image_is_never_laid_over_it(tmp_path: Path) -> None:
