@@ -3,6 +3,7 @@
 Every stage finds what an earlier, interrupted start has finished, and goes on from there.
 """
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from trainer.evaluation.evaluate import latest_evaluation
 from trainer.report.build import write_report
 from trainer.report.tables import evaluation_table, squad_table
 from trainer.squads.extraction import extract_tasks, read_summary
+from trainer.terminal import say
 
 RANKS = 2
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same everywhere, also where there is one GPU for two ranks
@@ -75,7 +77,7 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
 
     console.rule("4/4 report")
     page = write_report(out)
-    console.print(_next_steps(out, page, val, squads[tasks[0]]), highlight=False, soft_wrap=True)
+    say(_next_steps(out, page, val, squads[tasks[0]]), console=console)
     return 0
 
 
@@ -88,13 +90,16 @@ def _next_steps(out: Path, page: Path, val: Path, squad: Path) -> str:
         f"{out / 'checkpoints'}": "what a second start goes on from",
     }
     commands = {
-        f"modsquad data show {val} rooms.png": "look at the rooms and their labels",
-        f"modsquad predict {squad} PHOTO.jpg --out predictions": "run a squad on a photo of yours",
-        f"modsquad extract {out} --task reshading": "take out another task's squad",
+        shlex.join(["modsquad", "data", "show", str(val), "rooms.png"]): "look at the rooms and their labels",
+        shlex.join(
+            ["modsquad", "predict", str(squad), "PHOTO.jpg", "--out", "predictions"]
+        ): "run a squad on a photo of yours",
+        shlex.join(["modsquad", "extract", str(out), "--task", "reshading"]): "take out another task's squad",
         "modsquad train quickstart --print": "see every setting; change any with key.sub=value",
     }
     if shutil.which("modsquad") is None:
-        commands = {f". {Path(sys.prefix) / 'bin' / 'activate'}": "once, for the commands below", **commands}
+        activate = shlex.join([".", str(Path(sys.prefix) / "bin" / "activate")])
+        commands = {activate: "once, for the commands below", **commands}
     return f"All of it is in {out}:\n{_aligned(found)}\n\nTry next:\n{_aligned(commands)}"
 
 

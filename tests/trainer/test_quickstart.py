@@ -38,7 +38,7 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.timeout(600)
 def test_quickstart_survives_a_kill_and_an_interrupt_and_then_says_that_it_is_done(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out = tmp_path / "[/x] y"
     killed = start(out)
     wait_for_step(out, 4, killed)
     os.kill(killed.pid, signal.SIGKILL)
@@ -64,3 +64,5 @@ def test_quickstart_survives_a_kill_and_an_interrupt_and_then_says_that_it_is_do
     assert repeated.returncode == 0, again
     assert (out / "metrics.jsonl").stat().st_mtime_ns == before, "a finished run is not trained again"
     assert "13 tasks" in again or "class_scene" in again
+    assert f"All of it is in {out}:" in again
+    assert f"modsquad extract '{out}' --task reshading " in again
