@@ -14,8 +14,10 @@ from rich.console import Console
 from cluster.cpu import usable_cores
 from cluster.local import run_ranks
 from configs.errors import UserError
-from configs.load import load_config
+from configs.load import differing_keys, load_config
 from data_pipeline.rooms.source import RoomsSource
+from trainer.checkpoint.files import checkpoint_step
+from trainer.checkpoint.reading import CHECKPOINTS, complete_folders
 from trainer.cli.data import pack_with_progress
 from trainer.evaluation.evaluate import latest_evaluation
 from trainer.report.build import write_report
@@ -42,16 +44,22 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
         The exit status: 0, or the training processes' own.
 
     Raises:
-        UserError: a mistake in the overrides, no space, an unusable folder.
+        UserError: a mistake in the overrides, no space, an unusable folder, or one whose run has done more steps.
     """
     console = Console()
     train, val = out / "data" / "train", out / "data" / "val"
     own = {"run_dir": out, "data.train": train, "data.val": val}
-    if given := next((text for text in overrides if text.partition("=")[0] in own), None):
-        raise UserError(f"override '{given}': the quickstart puts everything into one folder; choose it with --out")
     arguments = [*(f"{key}={path}" for key, path in own.items()), *overrides]
     config = load_config("quickstart", arguments)
+    if moved := own.keys() & set(differing_keys(load_config("quickstart", arguments[: len(own)]), config)):
+        raise UserError(
+            f"the overrides set {min(moved)}: the quickstart puts everything into one folder; choose it with --out"
+        )
     steps, size = config.train.steps, config.data.image_size
+    if (done := _steps_done(out)) > steps:
+        raise UserError(
+            f"{out} holds a run of {done} steps, more than train.steps {steps}: give at least as many, or another --out"
+        )
 
     console.rule("1/4 rooms")
     for folder, count, offset in ((train, rooms, 0), (val, held_out, HELD_OUT_OFFSET)):
@@ -79,6 +87,11 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
     page = write_report(out)
     say(_next_steps(out, page, val, squads[tasks[0]]), console=console)
     return 0
+
+
+def _steps_done(out: Path) -> int:
+    """Return the step that another start goes on from."""
+    return max((checkpoint_step(folder.name) for folder in complete_folders(out / CHECKPOINTS)), default=0)
 
 
 def _next_steps(out: Path, page: Path, val: Path, squad: Path) -> str:
