@@ -10,7 +10,9 @@ from rich.console import Console, RenderableType
 
 from cluster.env import RankEnv
 from configs.errors import UserError
+from configs.load import dump_config
 from tests.trainer.loop_run import loop_config, make_shards
+from tests.trainer.run_folder import run_config, write_lines_of_grown_batch, write_run_folder
 from trainer.engine import close_distributed
 from trainer.loop import Trainer
 from trainer.telemetry.run_progress import describe_seconds, read_progress
@@ -91,6 +93,14 @@ def test_progress_of_a_run(watched: Watcher) -> None:
     assert progress.seconds_left == 0
     assert progress.images_per_second is not None
     assert progress.images_per_second > 0
+
+
+def test_speed_is_that_of_the_latest_line(tmp_path: Path) -> None:
+    run = write_run_folder(tmp_path / "run")
+    write_lines_of_grown_batch(run)
+    assert read_progress(run).images_per_second == 128
+    (run / "config.yaml").write_text(dump_config(run_config(run)))  # as after a start that has not logged yet
+    assert read_progress(run).images_per_second == 128
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
