@@ -66,7 +66,7 @@ class Telemetry:
             UserError: the port is taken or not allowed, or the address is not one of this machine.
         """
         registry = CollectorRegistry()
-        self._make_metrics(registry)
+        self._make_metrics(registry, run_dir)
         registry.register(_Counts(traffic, skipped))
         self._run = RunMetrics(config, routing) if env.is_main else None
         if self._run is not None:
@@ -78,7 +78,7 @@ class Telemetry:
             self._serve(registry, config, env.local_rank)
             self._announce(run_dir, config, env)
 
-    def _make_metrics(self, registry: CollectorRegistry) -> None:
+    def _make_metrics(self, registry: CollectorRegistry, run_dir: Path) -> None:
         self._step = Gauge("modsquad_step", "Finished optimizer steps.", registry=registry)
         self._step_time = Gauge(
             "modsquad_step_timestamp_seconds", "Time of the latest finished step.", registry=registry
@@ -89,6 +89,9 @@ class Telemetry:
         self._wait = Counter("modsquad_data_wait_seconds", "Wall time spent waiting for batches.", registry=registry)
         self._checkpoint = Gauge(
             "modsquad_checkpoint_timestamp_seconds", "Time of the latest checkpoint of this run.", registry=registry
+        )
+        Info("modsquad_run", "The run, as the label `run` of its targets.", registry=registry).info(
+            {"name": run_dir.name}
         )
         packages = {name: version(name) for name in ("modsquad", "torch", "deepspeed")}
         Info("modsquad_build", "Versions.", registry=registry).info({**packages, "python": platform.python_version()})
