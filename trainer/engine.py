@@ -33,6 +33,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.accelerator import get_accelerator
 from deepspeed.moe.layer import MoE
 from deepspeed.monitor.config import get_monitor_config
 from deepspeed.monitor.monitor import MonitorMaster
@@ -71,7 +72,7 @@ def init_distributed(env: RankEnv, parallel: ParallelConfig) -> None:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # DeepSpeed 0.19 still gathers ZeRO partitions with what torch 2.13 has renamed.
     warnings.filterwarnings("ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning)
-    if os.environ["DS_ACCELERATOR"] == "cpu":
+    if get_accelerator().device_name() == "cpu":
         # Otherwise every start compiles an operator (a minute; needs a compiler) that training never calls. Elsewhere
         # there is none, and to look at this table is to try what all of DeepSpeed's operators need, with warnings.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

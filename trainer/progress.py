@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainer.terminal import say
+
 
 class StepListener(Protocol):
     """Who wants to hear about steps; only rank 0 calls it."""
@@ -36,7 +38,7 @@ class PlainProgress:
     def on_start(self, step: int, steps: int) -> None:
         """Say where training starts."""
         self._steps = steps
-        self._console.print(f"training from step {step} to {steps}", highlight=False)
+        say(f"training from step {step} to {steps}", console=self._console)
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Print a line if this step has logged one."""
@@ -44,11 +46,11 @@ class PlainProgress:
             return
         seconds = metrics["step_seconds"]
         left = f", {seconds * (self._steps - step):.0f} s left" if seconds else ""
-        self._console.print(f"step {step}/{self._steps}: {describe(metrics, self._images)}{left}", highlight=False)
+        say(f"step {step}/{self._steps}: {describe(metrics, self._images)}{left}", console=self._console)
 
     def on_note(self, text: str) -> None:
         """Print it."""
-        self._console.print(text, highlight=False)
+        say(text, console=self._console)
 
     def on_end(self) -> None:
         """Do nothing: the last line stands."""
@@ -80,7 +82,7 @@ class LiveProgress:
 
     def on_note(self, text: str) -> None:
         """Print it above the bar."""
-        self._bar.console.print(text, highlight=False)
+        say(text, console=self._bar.console)
 
     def on_end(self) -> None:
         """Leave the bar where it is."""

@@ -3,6 +3,7 @@
 Every stage finds what an earlier, interrupted start has finished, and goes on from there.
 """
 
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,16 @@ from rich.console import Console
 from cluster.cpu import usable_cores
 from cluster.local import run_ranks
 from configs.errors import UserError
-from configs.load import load_config, make_override
+from configs.load import differing_keys, load_config, make_override
 from data_pipeline.rooms.source import RoomsSource
+from trainer.checkpoint.files import checkpoint_step
+from trainer.checkpoint.reading import CHECKPOINTS, complete_folders
 from trainer.cli.data import pack_with_progress
 from trainer.evaluation.evaluate import latest_evaluation
 from trainer.report.build import write_report
 from trainer.report.tables import evaluation_table, squad_table
 from trainer.squads.extraction import extract_tasks, read_summary
+from trainer.terminal import say
 
 RANKS = 2
 ON_CPU = {"CUDA_VISIBLE_DEVICES": ""}  # the same everywhere, also where there is one GPU for two ranks
@@ -40,16 +44,22 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
         The exit status: 0, or the training processes' own.
 
     Raises:
-        UserError: a mistake in the overrides, no space, an unusable folder.
+        UserError: a mistake in the overrides, no space, an unusable folder, or one whose run has done more steps.
     """
     console = Console()
     train, val = out / "data" / "train", out / "data" / "val"
     own = {"run_dir": out, "data.train": train, "data.val": val}
-    if given := next((text for text in overrides if text.partition("=")[0] in own), None):
-        raise UserError(f"override '{given}': the quickstart puts everything into one folder; choose it with --out")
     arguments = [*(make_override(key, path) for key, path in own.items()), *overrides]
     config = load_config("quickstart", arguments)
+    if moved := own.keys() & set(differing_keys(load_config("quickstart", arguments[: len(own)]), config)):
+        raise UserError(
+            f"the overrides set {min(moved)}: the quickstart puts everything into one folder; choose it with --out"
+        )
     steps, size = config.train.steps, config.data.image_size
+    if (done := _steps_done(out)) > steps:
+        raise UserError(
+            f"{out} holds a run of {done} steps, more than train.steps {steps}: give at least as many, or another --out"
+        )
 
     console.rule("1/4 rooms")
     for folder, count, offset in ((train, rooms, 0), (val, held_out, HELD_OUT_OFFSET)):
@@ -75,8 +85,13 @@ def run_quickstart(out: Path, *, rooms: int, held_out: int, overrides: Sequence[
 
     console.rule("4/4 report")
     page = write_report(out)
-    console.print(_next_steps(out, page, val, squads[tasks[0]]), highlight=False, soft_wrap=True)
+    say(_next_steps(out, page, val, squads[tasks[0]]), console=console)
     return 0
+
+
+def _steps_done(out: Path) -> int:
+    """Return the step that another start goes on from."""
+    return max((checkpoint_step(folder.name) for folder in complete_folders(out / CHECKPOINTS)), default=0)
 
 
 def _next_steps(out: Path, page: Path, val: Path, squad: Path) -> str:
@@ -88,13 +103,16 @@ def _next_steps(out: Path, page: Path, val: Path, squad: Path) -> str:
         f"{out / 'checkpoints'}": "what a second start goes on from",
     }
     commands = {
-        f"modsquad data show {val} rooms.png": "look at the rooms and their labels",
-        f"modsquad predict {squad} PHOTO.jpg --out predictions": "run a squad on a photo of yours",
-        f"modsquad extract {out} --task reshading": "take out another task's squad",
+        shlex.join(["modsquad", "data", "show", str(val), "rooms.png"]): "look at the rooms and their labels",
+        shlex.join(
+            ["modsquad", "predict", str(squad), "PHOTO.jpg", "--out", "predictions"]
+        ): "run a squad on a photo of yours",
+        shlex.join(["modsquad", "extract", str(out), "--task", "reshading"]): "take out another task's squad",
         "modsquad train quickstart --print": "see every setting; change any with key.sub=value",
     }
     if shutil.which("modsquad") is None:
-        commands = {f". {Path(sys.prefix) / 'bin' / 'activate'}": "once, for the commands below", **commands}
+        activate = shlex.join([".", str(Path(sys.prefix) / "bin" / "activate")])
+        commands = {activate: "once, for the commands below", **commands}
     return f"All of it is in {out}:\n{_aligned(found)}\n\nTry next:\n{_aligned(commands)}"
 
 

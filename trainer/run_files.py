@@ -50,10 +50,12 @@ RecordT = TypeVar("RecordT", bound=Record)
 class StepRecord(Record):
     """One line of metrics.jsonl.
 
-    `step_seconds` is the mean wall time of one step since the line before.
+    `images` counts those used since the start of the run, `step_seconds` is the mean wall time of one step since the
+    line before.
     """
 
     step: int
+    images: int
     loss: Number
     task_loss: dict[str, Number]
     mutual_information: dict[str, Number]

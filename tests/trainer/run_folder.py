@@ -47,6 +47,17 @@ def step_line(step: int) -> dict[str, Any]:
     }
 
 
+def write_lines_of_grown_batch(run_dir: Path) -> None:
+    """Let the run have gone on from half of its steps, 8 images each, with steps of 32: 800 images in all."""
+    lines = [step_line(step) for step in range(1, STEPS + 1)]
+    for line in lines[STEPS // 2 :]:
+        line["images"] += 24 * (line["step"] - STEPS // 2)
+    (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    config = run_config(run_dir)
+    train = config.train.model_copy(update={"images_per_step": 32})
+    (run_dir / "config.yaml").write_text(dump_config(config.model_copy(update={"train": train})))
+
+
 def score(metric: str, value: float | None, constant: float | None, beats: bool | None) -> dict[str, Any]:
     return {
         "metric": metric,

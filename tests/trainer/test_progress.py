@@ -23,11 +23,13 @@ def test_a_file_gets_one_line_per_logged_step() -> None:
     listener.on_step(9, {})
     listener.on_step(10, line(10))
     listener.on_step(11, line(10))
+    listener.on_note("left out: /data/[/x] y/000.tar")
     listener.on_step(20, line(20, loss=None))
     listener.on_end()
     assert out.getvalue().splitlines() == [
         "training from step 0 to 20",
         "step 10/20: loss 1.2500, MI 0.300, 16.0 images/s, 5 s left",
+        "left out: /data/[/x] y/000.tar",
         "step 20/20: loss -, MI 0.300, 16.0 images/s, 0 s left",
     ]
 
@@ -38,10 +40,10 @@ def test_a_terminal_gets_a_bar() -> None:
     listener.on_start(0, 20)
     listener.on_step(1, {})
     listener.on_step(10, line(10))
-    listener.on_note("look here")
+    listener.on_note("look here: [/x] y")
     listener.on_end()
     assert "loss 1.2500, MI 0.300, 16.0 images/s" in out.getvalue()
-    assert "look here" in out.getvalue()
+    assert "look here: [/x] y" in out.getvalue()
     assert "10/20" in out.getvalue()
 
 

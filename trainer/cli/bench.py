@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from trainer.terminal import say
+
 
 class Part(StrEnum):
     """A part of the benchmark."""
@@ -48,4 +50,4 @@ def bench(
         console.print(comparison_table(comparison))
     console.print(limits_table(verdicts(comparisons, settings)))
     write_results(out, comparisons, settings)
-    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {out}", console=console)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from cluster.launch import JobRecord, Run
@@ -94,7 +95,8 @@ def status(runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_
     for run in runs:
         record = read_job(run)
         state = job_state(record.job_id)
-        row = [run.name, record.job_id, f"{state.state.lower()}{f' ({state.reason})' if state.reason else ''}"]
+        reason = f" ({state.reason})" if state.reason else ""
+        row: list[str | Text] = [Text(run.name), record.job_id, Text(f"{state.state.lower()}{reason}")]
         if not (run / "config.yaml").is_file():  # the job has not begun
             table.add_row(*row, *["-"] * 5)
             continue

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trainer.terminal import say
+
 if TYPE_CHECKING:
     from trainer.report.compare import ComparedTable, ComparedValue
 
@@ -29,8 +31,8 @@ def compare(
     for table in compare_runs(found):
         console.print(_rich_table(table, [run.name for run in found]))
     for remark in remarks(found):
-        console.print(f"note: {remark}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {remark}", console=console, style="yellow")
+    say(f"wrote {page}", console=console)
 
 
 def _rich_table(table: ComparedTable, names: Sequence[str]) -> Table:

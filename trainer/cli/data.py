@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from trainer.terminal import say
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -200,7 +202,7 @@ def index(
     from data_pipeline.shards import build_index
 
     build_index(shards, defined_in(read_mapping(define) if define else {}, str(define)))
-    _say(Console(), f"{shards}: {len(ShardIndex.load(shards))} samples indexed")
+    say(f"{shards}: {len(ShardIndex.load(shards))} samples indexed")
 
 
 @app.command()
@@ -234,7 +236,7 @@ def show(
     config = load_recipe(augment) if augment else None
     drawn = Augment(config.seed, config.data.augment) if config else None
     contact_sheet(index, resolve_tasks(names, index.task_table), count, png, drawn)
-    _say(Console(), f"wrote {png}")
+    say(f"wrote {png}")
 
 
 def pack_with_progress(
@@ -276,14 +278,14 @@ def pack_with_progress(
             on_progress=lambda done: progress.update(bar, completed=done),
         )
         progress.update(bar, completed=len(source))
-    _say(console, f"{out}: {report.samples} samples in {report.shards} shards")
+    say(f"{out}: {report.samples} samples in {report.shards} shards", console=console)
     for fact in facts:
-        _say(console, fact)
+        say(fact, console=console)
     if report.problems:
-        _say(
-            console,
+        say(
             f"left out: {len(report.problems)} labels or samples, listed in {out / PROBLEMS_FILE} (mend them and pack "
             f"into a new folder); the first: {report.problems[0]}",
+            console=console,
             style="yellow",
         )
     return report
@@ -302,8 +304,3 @@ def _image_codec(image_format: Literal["png", "jpeg", "webp"], quality: int | No
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",")]
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    """Print a line as it is: paths may hold brackets, which are no markup, and stay whole."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from trainer.cli.data import app as data_app
 from trainer.cli.doctor import doctor
 from trainer.cli.plan import plan
 from trainer.cli.tune import tune, tune_trial
+from trainer.terminal import say
 
 app = typer.Typer(
     name="modsquad",
@@ -176,7 +177,7 @@ def extract(
     Console().print(squad_table([summary]))
     if measured := read_curve(folder):
         Console().print(curve_table(measured))
-    Console().print(f"wrote {folder}")
+    say(f"wrote {folder}")
 
 
 @app.command()
@@ -190,7 +191,7 @@ def predict(
     from trainer.evaluation.predict import predict as run_prediction
 
     written = run_prediction(model, images, out, tasks=tasks.split(",") if tasks else None)
-    Console().print(f"wrote {len(written)} files to {out}")
+    say(f"wrote {len(written)} files to {out}")
 
 
 @app.command()
@@ -210,7 +211,7 @@ def export(
         checked = f": within {difference:.1e} of the squad on {CHECKED} random images"
     else:
         raise UserError(f"cannot export to '{out}': choose .safetensors for a run, .onnx or .pt2 for a squad")
-    Console().print(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB){checked}")
+    say(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB){checked}")
 
 
 @app.command()
@@ -218,7 +219,7 @@ def report(run: Run) -> None:
     """Write RUN/report/index.html and its pictures."""
     from trainer.report.build import write_report
 
-    Console().print(f"wrote {write_report(run)}")
+    say(f"wrote {write_report(run)}")
 
 
 @app.command()
@@ -233,6 +234,6 @@ def monitor(
 
     folder = out or runs[0] / "monitoring"
     written = write_monitoring(runs, folder, port=port, scrape_seconds=scrape_seconds)
-    Console().print(f"wrote {folder}; start each in a terminal of its own:")
+    say(f"wrote {folder}; start each in a terminal of its own:")
     for command in written.commands(port):
-        Console().print(f"  {command}", soft_wrap=True, highlight=False, markup=False)
+        say(f"  {command}")

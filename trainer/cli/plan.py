@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from trainer.terminal import say
+
 if TYPE_CHECKING:
     from configs.schema import RunConfig
     from trainer.footprint.plan import Cluster, PlannedLayout
@@ -62,7 +64,7 @@ def plan(
         f"recommended: parallel.ep_size={best.ep_size} parallel.zero_stage={best.zero_stage} "
         f"train.micro_batch={best.micro_batch}",
     ]
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    say("\n".join(lines), console=console)
 
 
 def _affine_megabytes(

@@ -11,6 +11,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from trainer.terminal import say
+
 if TYPE_CHECKING:
     from cluster.tune_space import Space, Value
     from configs.launch import LaunchConfig
@@ -73,7 +75,7 @@ def tune(
     left_out = (
         f" ({everything - len(space.points)} more do not fit the memory)" if len(space.points) < everything else ""
     )
-    _say(f"{len(space.points)} settings{left_out}, {budget} trials, {place.ranks} ranks each: {folder}")
+    say(f"{len(space.points)} settings{left_out}, {budget} trials, {place.ranks} ranks each: {folder}")
     asked = SearchRecord(
         config=run, ranks=place.ranks, steps=steps, warmup_steps=max(1, steps // 4), values=dict(space.values)
     )
@@ -83,7 +85,7 @@ def tune(
     Console().print(tuning_table(found))
     if (tuned := write_tuning(found, asked, folder)) is None:
         raise UserError(f"none of {len(found.trials)} trials came to its end; the last one: {found.trials[-1].reason}")
-    _say(f"wrote {tuned}; to use it: {shlex.join(['modsquad', 'train', config, *(overrides or []), str(tuned)])}")
+    say(f"wrote {tuned}; to use it: {shlex.join(['modsquad', 'train', config, *(overrides or []), str(tuned)])}")
 
 
 def tune_trial(config: Annotated[str, typer.Argument(help="YAML file of a trial.", show_default=False)]) -> None:
@@ -103,7 +105,7 @@ def _search(asked: SearchRecord, space: Space, runner: Runner, folder: Path, bud
 
     try:
         return run_search(
-            asked, space, runner, out=folder, budget=budget, tell=lambda trial: _say(describe_trial(trial))
+            asked, space, runner, out=folder, budget=budget, tell=lambda trial: say(describe_trial(trial))
         )
     except (KeyboardInterrupt, Stopped) as stopped:
         jobs = ", and waits for the jobs that were submitted" if isinstance(runner, SlurmRunner) else ""
@@ -139,7 +141,3 @@ def _wanted(search: list[str]) -> dict[str, list[Value]]:
             raise UserError(f"--search '{given}' is not of the form key=value1,value2")
         wanted[key] = list(dict.fromkeys(yaml.safe_load(value) for value in values.split(",")))
     return wanted
-
-
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -46,7 +46,7 @@ def write_report(run_dir: Path, *, rooms: int = 4) -> Path:
         sections = [
             predictions_section(folder, run_dir, config, rooms),
             results_section(run_dir, evaluation),
-            curves_section(folder, config, steps),
+            curves_section(folder, steps),
             *expert_sections(folder, run_dir, ledger),
             *([conflict_section(folder, run_dir, ledger)] if len(config.task_specs) > 1 else []),
             squads_section(run_dir),
@@ -65,7 +65,7 @@ def _headline(config: RunConfig, steps: list[StepRecord], evaluation: Evaluation
         done = steps[-1].step
         tiles += [
             ("steps", f"{done:,} of {config.train.steps:,}"),
-            ("images seen", f"{done * config.train.images_per_step:,}"),
+            ("images seen", f"{steps[-1].images:,}"),
             ("loss", html.number(steps[-1].loss)),
         ]
     if evaluation:

@@ -30,6 +30,7 @@ from trainer.run_files import (
     read_latest_ledger,
     read_steps,
 )
+from trainer.throughput import throughput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +194,7 @@ def _costs(runs: Sequence[ComparedRun]) -> ComparedTable:
     """Progress; then sizes and speed, with their changes."""
     progress: dict[str, Callable[[ComparedRun], float]] = {
         "steps": lambda run: run.done,
-        "images seen": lambda run: run.done * run.config.train.images_per_step,
+        "images seen": lambda run: run.steps[-1].images if run.steps else 0,
         "loss": lambda run: run.steps[-1].loss if run.steps else math.nan,
         "tasks": lambda run: len(run.config.task_specs),
         "ranks": _ranks,
@@ -203,7 +204,7 @@ def _costs(runs: Sequence[ComparedRun]) -> ComparedTable:
         "parameters per token, mean over tasks": _active_parameters,
         "MACs of an image with all tasks": _image_macs,
         "median step (s)": _step_seconds,
-        "images per second": lambda run: run.config.train.images_per_step / _step_seconds(run),
+        "images per second": _images_per_second,
     }
     rows = []
     for name, measure in (progress | sizes).items():
@@ -297,8 +298,16 @@ def _ranks(run: ComparedRun) -> float:
 
 
 def _step_seconds(run: ComparedRun) -> float:
-    seconds = [record.step_seconds for record in run.steps if record.step_seconds > 0]
-    return median(seconds) if seconds else math.nan
+    return _known_median([record.step_seconds for record in run.steps])
+
+
+def _images_per_second(run: ComparedRun) -> float:
+    return _known_median(throughput(run.steps))
+
+
+def _known_median(values: Sequence[float]) -> float:
+    known = [value for value in values if value > 0]
+    return median(known) if known else math.nan
 
 
 def _setting(values: Any, key: str) -> str:

@@ -55,7 +55,7 @@ def _losses_section(runs: Sequence[ComparedRun]) -> html.Section:
     logged = [run for run in runs if run.steps]
     if not logged:
         return html.Section(title=title, body=html.missing("no logged steps", "No run has written metrics.jsonl."))
-    same_batch = len({run.config.train.images_per_step for run in logged}) == 1
+    same_batch = len({record.images / record.step for run in logged for record in run.steps}) == 1
     tasks = list(dict.fromkeys(task for run in logged for task in run.steps[-1].task_loss))
     panels = {"total loss": [_curve(run, None, same_batch) for run in logged]}
     panels |= {task: [_curve(run, task, same_batch) for run in logged] for task in tasks}
@@ -68,13 +68,11 @@ def _losses_section(runs: Sequence[ComparedRun]) -> html.Section:
 
 
 def _curve(run: ComparedRun, task: str | None, over_steps: bool) -> LossCurve:
-    scale = 1 if over_steps else run.config.train.images_per_step
-
     def loss(record: StepRecord) -> float:
         return record.loss if task is None else record.task_loss.get(task, math.nan)
 
     return LossCurve(
         name=run.name,
-        place=np.array([scale * record.step for record in run.steps], dtype=np.float64),
+        place=np.array([record.step if over_steps else record.images for record in run.steps], dtype=np.float64),
         loss=np.array([loss(record) for record in run.steps], dtype=np.float64),
     )

@@ -18,6 +18,7 @@ from trainer.checkpoint.files import Manifest, read_manifest
 from trainer.report import page as html
 from trainer.run_files import EvaluationRecord, StepRecord, TaskScore
 from trainer.squads.export import load_run_model
+from trainer.throughput import throughput
 
 _PACKAGES = ("modsquad", "torch", "deepspeed", "fairscale", "webdataset", "numpy")
 
@@ -64,7 +65,7 @@ def _score_row(name: str, score: TaskScore) -> list[html.Cell]:
     return [name, score.metric, direction, score.value, score.constant, html.percent(gain, signed=True), verdict]
 
 
-def curves_section(folder: Path, config: RunConfig, steps: list[StepRecord]) -> html.Section:
+def curves_section(folder: Path, steps: list[StepRecord]) -> html.Section:
     """Draw what was logged during training."""
     title = "Training"
     if not steps:
@@ -82,7 +83,7 @@ def curves_section(folder: Path, config: RunConfig, steps: list[StepRecord]) -> 
             layer: series(record.mutual_information.get(layer, math.nan) for record in steps) for layer in layers
         },
         learning_rate=series(record.learning_rate for record in steps),
-        images_per_second=series(config.train.images_per_step / record.step_seconds for record in steps),
+        images_per_second=series(throughput(steps)),
     )
     progress_chart(folder / "progress.png", progress)
     losses = {task: series(record.task_loss.get(task, math.nan) for record in steps) for task in tasks}

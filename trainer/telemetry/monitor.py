@@ -3,6 +3,8 @@
 The same files as those of the compose file in `docker/`, with the paths of the runs instead of a container's.
 """
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -31,12 +33,16 @@ class Monitoring:
     provisioning: Path
 
     def commands(self, port: int) -> tuple[str, ...]:
-        """Return the commands that start Prometheus on `port` of this machine, and Grafana."""
+        """Return the shell's commands that start Prometheus on `port` of this machine, and Grafana."""
         storage = self.prometheus.parent / "prometheus-data"
-        return (
-            f"prometheus --config.file={self.prometheus} --storage.tsdb.path={storage} "
+        options = (
+            f"--config.file={self.prometheus}",
+            f"--storage.tsdb.path={storage}",
             f"--web.listen-address=127.0.0.1:{port}",
-            f"GF_PATHS_PROVISIONING={self.provisioning} grafana server",
+        )
+        return (
+            shlex.join(["prometheus", *options]),
+            f"GF_PATHS_PROVISIONING={shlex.quote(str(self.provisioning))} grafana server",
         )
 
 
@@ -50,7 +56,8 @@ def write_monitoring(runs: Sequence[Path], out: Path, *, port: int = 9090, scrap
         scrape_seconds: between two scrapes, and between two evaluations of the alerts.
 
     Raises:
-        UserError: a folder is no run, serves no metrics, or `out` cannot be written.
+        UserError: a folder is no run, serves no metrics, or has a path that Prometheus does not take; or `out` cannot
+            be written.
     """
     for run in runs:
         if read_config(run).telemetry.port is None:
@@ -58,9 +65,10 @@ def write_monitoring(runs: Sequence[Path], out: Path, *, port: int = 9090, scrap
     out = out.resolve()
     config = yaml.safe_load(_shipped("prometheus.yml"))
     config["global"] = dict.fromkeys(config["global"], f"{scrape_seconds}s")
+    config["rule_files"] = [f"{_literally(out)}/alerts.yml"]
     (scrape,) = config["scrape_configs"]
     (discovery,) = scrape["file_sd_configs"]
-    discovery["files"] = [str(run.resolve() / TARGETS / "rank_*.json") for run in runs]
+    discovery["files"] = [f"{_literally(run.resolve() / TARGETS)}/rank_*.json" for run in runs]
     discovery["refresh_interval"] = f"{scrape_seconds}s"
 
     source = yaml.safe_load(_shipped("datasource.yml"))
@@ -78,6 +86,17 @@ def write_monitoring(runs: Sequence[Path], out: Path, *, port: int = 9090, scrap
     ):
         write_text_atomically(path, text)
     return Monitoring(out / "prometheus.yml", grafana / "provisioning")
+
+
+def _literally(folder: Path) -> str:
+    """Return a path for Prometheus, which takes it as a pattern.
+
+    Raises:
+        UserError: there is an asterisk in it, which Prometheus allows in names of files alone, escaped or not.
+    """
+    if "*" in str(folder):
+        raise UserError(f"Prometheus takes no path with a '*', as {folder} has one: rename that folder")
+    return re.sub(r"([\\\[?])", r"\\\1", str(folder))
 
 
 def _shipped(name: str) -> str:

@@ -68,7 +68,7 @@ class Telemetry:
             UserError: the port is taken or not allowed, or the address is not one of this machine.
         """
         registry = CollectorRegistry()
-        self._make_metrics(registry, env)
+        self._make_metrics(registry, run_dir, env)
         registry.register(_Counts(traffic, skipped))
         self._run = RunMetrics(config, routing, matching_weight) if env.is_main else None
         if self._run is not None:
@@ -80,7 +80,7 @@ class Telemetry:
             self._serve(registry, config, env.local_rank)
             self._announce(run_dir, config, env)
 
-    def _make_metrics(self, registry: CollectorRegistry, env: RankEnv) -> None:
+    def _make_metrics(self, registry: CollectorRegistry, run_dir: Path, env: RankEnv) -> None:
         self._step = Gauge("modsquad_step", "Finished optimizer steps.", registry=registry)
         self._step_time = Gauge(
             "modsquad_step_timestamp_seconds", "Time of the latest finished step.", registry=registry
@@ -96,6 +96,9 @@ class Telemetry:
         )
         self._checkpoint = Gauge(
             "modsquad_checkpoint_timestamp_seconds", "Time of the latest checkpoint of this run.", registry=registry
+        )
+        Info("modsquad_run", "The run, as the label `run` of its targets.", registry=registry).info(
+            {"name": run_dir.name}
         )
         packages = {name: version(name) for name in ("modsquad", "torch", "deepspeed")}
         Info("modsquad_build", "Versions.", registry=registry).info({**packages, "python": platform.python_version()})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.run_files import StepRecord, read_config, read_steps
+from trainer.throughput import throughput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def read_progress(run_dir: Path) -> RunProgress:
         step=done,
         steps=config.train.steps,
         line=line,
-        images_per_second=config.train.images_per_step / seconds if seconds else None,
+        images_per_second=throughput(steps)[-1] if seconds else None,
         seconds_left=seconds * (config.train.steps - done) if seconds else None,
         line_age_seconds=now - (run_dir / "metrics.jsonl").stat().st_mtime if line else None,
         checkpoint_step=int(checkpoint.name.removeprefix("step_")) if checkpoint else None,

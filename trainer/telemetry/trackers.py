@@ -21,8 +21,9 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from configs.watching import TrackersConfig
 from trainer.engine import Event, open_monitor
-from trainer.journal import METRICS_FILE
-from trainer.run_files import parse_json, read_text
+from trainer.journal import METRICS_FILE, finite
+from trainer.run_files import StepRecord, parse_json, read_steps, read_text
+from trainer.throughput import throughput
 
 TRACKERS = "trackers"
 
@@ -35,7 +36,7 @@ class Trackers:
 
         Args:
             run_dir: the run folder; its metrics.jsonl ends at `step`.
-            config: reads `trackers` and `train.images_per_step`.
+            config: reads `trackers`.
             env: this rank.
             step: finished steps.
 
@@ -44,7 +45,8 @@ class Trackers:
         """
         trackers = config.trackers
         _check_libraries(trackers)
-        self._folder, self._images = run_dir / TRACKERS, config.train.images_per_step
+        self._folder = run_dir / TRACKERS
+        self._before: list[StepRecord] = []  # the latest line
         self._writers: list[Callable[[list[Event]], None]] = []
         self._evaluated: set[int] = set()
         self._sends = env.is_main and trackers.wandb_project is not None
@@ -53,6 +55,8 @@ class Trackers:
         if trackers.tensorboard or trackers.csv:
             self._writers.append(self._open_files(trackers))
             self._write(self._record(run_dir, step))
+        elif self._sends:
+            self._before = read_steps(run_dir)[-1:]
         if self._sends:
             self._writers.append(self._open_wandb(trackers, run_dir.resolve().name))
 
@@ -62,7 +66,7 @@ class Trackers:
         Raises:
             UserError: it cannot be written.
         """
-        self._write(line_events(line, self._images))
+        self._write(self._line_events(line, METRICS_FILE))
 
     def on_evaluation(self, values: Mapping[str, Any]) -> None:
         """Copy the content of an evaluation file, unless that of its step was copied before.
@@ -92,13 +96,21 @@ class Trackers:
         events: list[Event] = []
         path = run_dir / METRICS_FILE
         for number, line in enumerate(read_text(path).splitlines() if path.is_file() else (), start=1):
-            events += line_events(parse_json(line, f"{path}, line {number}"), self._images)
+            where = f"{path}, line {number}"
+            events += self._line_events(parse_json(line, where), where)
         for path in sorted((run_dir / "evaluation").glob("step_*_val.json")):
             values = parse_json(read_text(path), str(path))
             if values["step"] <= step:
                 self._evaluated.add(values["step"])
                 events += evaluation_events(values)
         return events
+
+    def _line_events(self, line: Mapping[str, Any], where: str) -> list[Event]:
+        """Return the events of the line that follows the latest one."""
+        record = StepRecord.from_values(line, where)
+        rate = throughput([*self._before, record])[-1]
+        self._before = [record]
+        return line_events(line, finite(rate))
 
     def _open_files(self, trackers: TrackersConfig) -> Callable[[list[Event]], None]:
         """Begin new files in folders of their own."""
@@ -131,12 +143,11 @@ class Trackers:
             ) from error
 
 
-def line_events(line: Mapping[str, Any], images_per_step: int) -> list[Event]:
+def line_events(line: Mapping[str, Any], images_per_second: float | None) -> list[Event]:
     """Return the numbers of a line of metrics.jsonl as (name, value, step); those that are null are left out."""
-    seconds = line["step_seconds"]
     values = {
         **{f"train/{key}": line[key] for key in ("loss", "matching_loss", "learning_rate", "gradient_norm")},
-        "train/images_per_second": images_per_step / seconds if seconds else None,
+        "train/images_per_second": images_per_second,
         **{f"task_loss/{task}": value for task, value in line["task_loss"].items()},
         **{f"mutual_information/{layer}": value for layer, value in line["mutual_information"].items()},
     }

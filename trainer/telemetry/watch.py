@@ -6,11 +6,15 @@ Losses are those of metrics.jsonl. Loads of experts come from the metrics that r
 
 import json
 import math
+import socket
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 from rich.color import Color
@@ -128,18 +132,32 @@ def _served_loads(run_dir: Path) -> _ExpertLoads | None:
     """What rank 0 says of the steps since the line before; None if it does not answer or has no line yet."""
     try:
         (group,) = json.loads((run_dir / TARGETS / "rank_00000.json").read_text(encoding="utf-8"))
-        with urllib.request.urlopen(f"http://{group['targets'][0]}/metrics", timeout=_ANSWER_SECONDS) as answer:
-            text = answer.read().decode()
-    except (OSError, ValueError):
-        return None
+        loads = _ask_for_loads(group["targets"][0], group["labels"])
+    except (OSError, HTTPException, ValueError, LookupError, TypeError):
+        return None  # A killed run has left its announcement, and another program may listen there by now.
+    return _ExpertLoads("since the line before", loads) if loads else None
+
+
+def _ask_for_loads(address: str, labels: Mapping[str, str]) -> Loads:
+    """Return what is served at an announced address; nothing where that is another machine's own, or another run."""
+    if labels["node"] != socket.gethostname() and _is_loopback(urlsplit(f"//{address}").hostname or ""):
+        return {}
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=_ANSWER_SECONDS) as answer:
+        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    if any(sample.labels["name"] != labels["run"] for sample in families["modsquad_run_info"].samples):
+        return {}
     loads: dict[tuple[int, str], dict[int, float]] = {}
-    for family in text_string_to_metric_families(text):
-        if family.name == "modsquad_expert_load_ratio":
-            for sample in family.samples:
-                layer = loads.setdefault((int(sample.labels["layer"]), sample.labels["kind"]), {})
-                layer[int(sample.labels["expert"])] = sample.value
-    ordered = {layer: [by_expert[expert] for expert in sorted(by_expert)] for layer, by_expert in loads.items()}
-    return _ExpertLoads("since the line before", ordered) if ordered else None
+    for sample in families["modsquad_expert_load_ratio"].samples:
+        layer = loads.setdefault((int(sample.labels["layer"]), sample.labels["kind"]), {})
+        layer[int(sample.labels["expert"])] = sample.value
+    return {layer: [by_expert[expert] for expert in sorted(by_expert)] for layer, by_expert in loads.items()}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _ledger_loads(run_dir: Path) -> _ExpertLoads | None:

@@ -18,6 +18,7 @@ from cluster.tune_search import Search
 from cluster.tune_space import MICRO_BATCH, RECOMPUTE, Point, Space, Value, configured, with_value
 from configs.load import dump_config
 from configs.schema import RunConfig
+from configs.watching import TrackersConfig
 from trainer.footprint.plan import memory_per_rank
 from trainer.tune.files import SearchRecord, TrialLog, TrialRecord
 from trainer.tune.runs import Trial
@@ -161,6 +162,7 @@ def _prepare(log: TrialLog, record: TrialRecord, search: SearchRecord, best_seco
             "run_dir": str(folder.resolve()),
             "train": config.train.model_copy(update={"steps": max(config.train.steps, search.steps)}),
             "telemetry": config.telemetry.model_copy(update={"port": None}),
+            "trackers": TrackersConfig(),
         }
     )
     return Trial(folder, dump_config(alone))

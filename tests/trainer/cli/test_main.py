@@ -1,14 +1,23 @@
 """The `modsquad` command as a user starts it: help, one-line errors with status 2, tracebacks on request."""
 
+import json
+import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from cluster.jobs import JobState
+from cluster.launch import JobRecord
 from configs.load import load_config
 from tests.trainer.tiny_run import write_shards
+from trainer.cli.main import app
 
 COMMANDS = (
     [],
@@ -121,3 +130,41 @@ def test_debug_shows_the_traceback_of_a_mistake(shards: Path, tmp_path: Path) ->
         done = modsquad("--debug", *command)
         assert done.returncode == 1
         assert "Traceback" in done.stderr
+
+
+@pytest.fixture
+def bracketed(tiny_run: Path, tmp_path: Path) -> Path:
+    """A run in a folder whose name looks like markup, and whose path is longer than a line."""
+    run = tmp_path / "[/x] y" / ("long" * 20)
+    shutil.copytree(tiny_run, run)
+    return run
+
+
+def last_line(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()[-1]
+
+
+def test_paths_are_told_as_they_are(bracketed: Path, tmp_path: Path) -> None:
+    photo, squad, weights = bracketed / "photo.png", bracketed / "squad", bracketed / "all.safetensors"
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(photo)
+    extract = ("extract", bracketed, "--task", "normal", "--routing", "validation")
+    assert last_line(*extract, "--out", squad) == f"wrote {squad}"
+    assert last_line("predict", squad, photo, "--out", bracketed / "out") == f"wrote 3 files to {bracketed / 'out'}"
+    assert last_line("export", bracketed, "--out", weights).startswith(f"wrote {weights} (")
+    assert last_line("report", bracketed) == f"wrote {bracketed / 'report' / 'index.html'}"
+    provisioning = bracketed / "monitoring" / "grafana" / "provisioning"
+    assert last_line("monitor", bracketed) == f"  GF_PATHS_PROVISIONING='{provisioning}' grafana server"
+
+
+def test_the_status_of_a_run_has_its_name_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "000_tasks=[normal]"
+    (run / "slurm").mkdir(parents=True)
+    record = JobRecord(job_id="7", folder=str(run / "slurm"), ranks=1, submitted=0.0)
+    (run / "slurm" / "job.json").write_text(json.dumps(asdict(record)))
+    monkeypatch.setattr("cluster.jobs.job_state", lambda job_id: JobState(state="PENDING", reason="[/held]"))
+    monkeypatch.setenv("COLUMNS", "120")
+    result = CliRunner().invoke(app, ["status", str(run)], catch_exceptions=False)
+    assert result.output.splitlines()[-2].split()[1:6:2] == ["000_tasks=[normal]", "7", "pending"]
+    assert "([/held])" in result.output

@@ -3,6 +3,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from PIL import Image
 from configs.errors import UserError
 from model.layer_routing import ExpertLayerInfo
 from model.routing_stats import RoutingLedger
-from tests.trainer.run_folder import LAYERS, TASKS, conflict_record, squad_summary, step_line, write_run_folder
+from tests.trainer.run_folder import (
+    LAYERS,
+    TASKS,
+    conflict_record,
+    squad_summary,
+    step_line,
+    write_lines_of_grown_batch,
+    write_run_folder,
+)
+from trainer.charts.training import progress_chart
 from trainer.report.build import write_report
 from trainer.squads.export import SQUAD_FILE, SQUAD_FORMAT
 
@@ -49,6 +59,14 @@ def test_the_report_shows_what_the_run_holds(run: Path) -> None:
     assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 6
     for path in page.parent.glob("*.png"):
         Image.open(path).verify()
+
+
+def test_images_are_counted_as_logged_where_the_batch_has_changed(run: Path) -> None:
+    write_lines_of_grown_batch(run)
+    with mock.patch("trainer.report.training.progress_chart", wraps=progress_chart) as drawn:
+        words = " ".join(text_of(write_report(run)).split())
+    assert "images seen 800 " in words
+    assert list(drawn.call_args.args[1].images_per_second) == [32.0] * 20 + [128.0] * 20
 
 
 def test_missing_parts_are_named_with_their_remedy(run: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from PIL import Image
 
 from configs.errors import UserError
 from tests.services.chromium import running_chromium
-from tests.trainer.run_folder import LAYERS, STEPS, score, step_line, write_run_folder
+from tests.trainer.run_folder import (
+    LAYERS,
+    STEPS,
+    score,
+    step_line,
+    write_lines_of_grown_batch,
+    write_run_folder,
+)
 from trainer.charts.figure import CATEGORIES
 from trainer.charts.training import LossCurve, loss_comparison_chart
 from trainer.report.compare import ComparedRun, ComparedValue, compare_runs, read_runs, remarks
@@ -113,6 +121,8 @@ def test_only_settings_that_differ_are_listed(first: Path, second: Path) -> None
 
 def test_information_sizes_and_speed_stand_side_by_side(first: Path, tmp_path: Path) -> None:
     wide = write_run(tmp_path / "wide", settings={"model": {"mlp_experts": 16}, "train": {"images_per_step": 16}})
+    lines = [{**step_line(step), "images": 16 * step} for step in range(1, STEPS + 1)]
+    (wide / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (wide / f"routing/step_{STEPS:08d}.json").unlink()
     runs = read_runs([first, wide])
     information = rows(runs, "Mutual information")
@@ -123,6 +133,20 @@ def test_information_sizes_and_speed_stand_side_by_side(first: Path, tmp_path: P
     assert costs["images seen"][1] == ComparedValue(text="640")
     assert costs["parameters"][1].change.startswith("+")
     assert costs["parameters per token, mean over tasks"][1].change.startswith("+")  # its routers are wider
+
+
+def test_images_are_counted_as_logged_where_the_batch_has_changed(first: Path, tmp_path: Path) -> None:
+    grown = write_run(tmp_path / "grown")
+    write_lines_of_grown_batch(grown)
+    runs = read_runs([first, grown])
+    costs = rows(runs, "Size and speed")
+    assert [value.text for value in costs["images seen"]] == ["320", "800"]
+    assert [value.text for value in costs["images per second"]] == ["32", "80"]
+    with mock.patch("trainer.report.compare_page.loss_comparison_chart", wraps=loss_comparison_chart) as drawn:
+        write_comparison(runs, tmp_path / "page.html")
+    _, panels, place = drawn.call_args.args
+    assert place == "images seen"
+    assert [curve.place[-1] for curve in panels["normal"]] == [320, 800]
 
 
 def test_what_is_missing_or_unfinished_is_named(first: Path, tmp_path: Path) -> None:

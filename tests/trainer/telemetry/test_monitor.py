@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from cluster.env import RankEnv, free_port
 from configs.errors import UserError
 from configs.load import dump_config
+from configs.schema import RunConfig
 from tests.services.prometheus import Prometheus, assert_accepts, running_prometheus
 from tests.services.waiting import wait_until
 from tests.trainer.loop_run import loop_config, make_shards
@@ -107,6 +109,33 @@ def test_prometheus_accepts_the_configuration_of_several_runs(tmp_path: Path) ->
         run.mkdir()
         (run / "config.yaml").write_text(dump_config(loop_config(tmp_path)))
     assert_accepts(write_monitoring(runs, tmp_path / "monitoring").prometheus)
+
+
+@pytest.mark.parametrize("name", ["[/x] y", "a[b-c]?\\d"])
+def test_the_name_of_a_run_is_no_pattern(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    write_target(run, "127.0.0.1:1")
+    port = free_port()
+    written = write_monitoring([run], run / "monitoring", port=port, scrape_seconds=1)
+    shown = [shlex.split(command) for command in written.commands(port)]
+    assert shown[0][1] == f"--config.file={written.prometheus}"
+    assert shown[1][0] == f"GF_PATHS_PROVISIONING={written.provisioning}"
+    with running_prometheus(written.prometheus, tmp_path / "data", port) as server:
+        wait_until(lambda: bool(server.get("targets")["activeTargets"]), 30, "the announcement is found")
+        assert server.get("rules")["groups"]
+
+
+def test_a_path_that_prometheus_refuses_is_named(tmp_path: Path) -> None:
+    write_target(tmp_path / "a*b" / "run", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"Prometheus takes no path with a '\*', as .*/a\*b/run/targets has one"):
+        write_monitoring([tmp_path / "a*b" / "run"], tmp_path / "monitoring")
+
+
+def write_target(run: Path, address: str) -> None:
+    (run / "targets").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(RunConfig()))
+    group = {"targets": [address], "labels": {"run": "run", "rank": "0", "node": "here"}}
+    (run / "targets" / "rank_00000.json").write_text(json.dumps([group]))
 
 
 def test_dashboard_panels_have_names_descriptions_and_room(tmp_path: Path) -> None:

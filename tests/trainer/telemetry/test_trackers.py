@@ -15,8 +15,8 @@ from configs.errors import UserError
 from tests.ranks import run_ranks
 from tests.trainer.loop_run import NAMES, loop_config, make_shards
 from tests.trainer.rank_processes import lines_of
-from tests.trainer.run_folder import step_line
-from trainer.engine import close_distributed
+from tests.trainer.run_folder import STEPS, step_line, write_lines_of_grown_batch, write_run_folder
+from trainer.engine import Event, close_distributed
 from trainer.loop import Trainer
 from trainer.telemetry.trackers import Trackers, line_events
 
@@ -114,6 +114,22 @@ def test_a_finished_run_that_is_started_again_gets_all_of_its_past(folder: Path)
     assert_record_once(folder / "run")
 
 
+@pytest.mark.parametrize("tracker", ["trackers.csv=true", "trackers.wandb_project=squads"])
+def test_speed_is_that_of_the_lines_where_the_batch_has_changed(tmp_path: Path, tracker: str) -> None:
+    run = write_run_folder(tmp_path / "run")
+    write_lines_of_grown_batch(run)
+    written: list[Event] = []
+    with (
+        mock.patch("trainer.telemetry.trackers.open_monitor", return_value=written.extend),
+        mock.patch("trainer.telemetry.trackers.find_spec"),
+    ):
+        trackers = Trackers(run, loop_config(tmp_path, tracker), RankEnv(), STEPS)
+    trackers.on_line({**step_line(STEPS + 2), "images": 800 + 2 * 64})
+    speeds = [value for name, value, _ in written if name == "train/images_per_second"]
+    past = [32.0] * 20 + [128.0] * 20 if "csv" in tracker else []
+    assert speeds == [*past, 256.0]
+
+
 def test_other_ranks_touch_nothing(tmp_path: Path) -> None:
     kept = tmp_path / "trackers" / "csv" / "train_loss.csv"
     kept.parent.mkdir(parents=True)
@@ -166,11 +182,10 @@ def test_a_number_that_does_not_exist_is_left_out() -> None:
         "matching_loss": -0.5,
         "learning_rate": 0.1,
         "gradient_norm": None,
-        "step_seconds": None,
         "task_loss": {"normal": None},
         "mutual_information": {"blocks.0.mlp": 0.0},
     }
-    assert line_events(line, 8) == [
+    assert line_events(line, None) == [
         ("train/matching_loss", -0.5, 3),
         ("train/learning_rate", 0.1, 3),
         ("mutual_information/blocks.0.mlp", 0.0, 3),

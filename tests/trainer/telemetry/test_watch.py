@@ -1,7 +1,12 @@
 """The live view in the terminal, of a run that trains and of one that has ended."""
 
 import io
-from collections.abc import Mapping
+import json
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,10 @@ from rich.console import Console, RenderableType
 
 from cluster.env import RankEnv
 from configs.errors import UserError
+from configs.load import dump_config
 from tests.trainer.loop_run import loop_config, make_shards
+from tests.trainer.run_folder import STEPS as STEPS_WRITTEN
+from tests.trainer.run_folder import run_config, write_lines_of_grown_batch, write_run_folder
 from trainer.engine import close_distributed
 from trainer.loop import Trainer
 from trainer.telemetry.run_progress import describe_seconds, read_progress
@@ -92,6 +100,78 @@ def test_progress_of_a_run(watched: Watcher) -> None:
     assert progress.seconds_left == 0
     assert progress.images_per_second is not None
     assert progress.images_per_second > 0
+
+
+def test_speed_is_that_of_the_latest_line(tmp_path: Path) -> None:
+    run = write_run_folder(tmp_path / "run")
+    write_lines_of_grown_batch(run)
+    assert read_progress(run).images_per_second == 128
+    (run / "config.yaml").write_text(dump_config(run_config(run)))  # as after a start that has not logged yet
+    assert read_progress(run).images_per_second == 128
+
+
+LOADS = """# TYPE modsquad_expert_load_ratio gauge
+modsquad_expert_load_ratio{layer="1",kind="mlp",expert="0"} 1.5
+modsquad_expert_load_ratio{layer="1",kind="mlp",expert="1"} 0.5
+"""
+OWN = '# TYPE modsquad_run_info gauge\nmodsquad_run_info{name="run"} 1.0\n'
+HEAD = b"HTTP/1.0 200 OK\r\n\r\n"
+ANSWERS = {
+    "its own": (HEAD + (LOADS + OWN).encode(), True),
+    "another run": (HEAD + (LOADS + OWN.replace('run"', 'other"')).encode(), False),
+    "a run that does not say which": (HEAD + LOADS.encode(), False),
+    "not yet a line": (HEAD + OWN.encode(), False),
+    "labels are missing": (HEAD + (OWN + LOADS).replace("kind", "mind").encode(), False),
+    "a page": (HEAD + b"<html><a href=x>hello there</a>\n", False),
+    "bytes": (HEAD + bytes(range(256)), False),
+    "another protocol": (b"SSH-2.0-OpenSSH_9.2\r\n", False),
+    "cut short": (b"HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\n" + (LOADS + OWN).encode(), False),
+    "nothing": (b"", False),
+}
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """Answer whatever is asked on a port of the loopback interface."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def announce(run: Path, port: int, node: str) -> None:
+    group = {"targets": [f"127.0.0.1:{port}"], "labels": {"run": "run", "rank": "0", "node": node}}
+    (run / "targets").mkdir(exist_ok=True)
+    (run / "targets" / "rank_00000.json").write_text(json.dumps([group]))
+
+
+@pytest.mark.parametrize(("answer", "is_taken"), ANSWERS.values(), ids=ANSWERS)
+def test_only_the_run_itself_is_believed(tmp_path: Path, answer: bytes, is_taken: bool) -> None:
+    run = write_run_folder(tmp_path / "run")
+    with answering(answer) as port:
+        announce(run, port, socket.gethostname())
+        shown = text_of(draw(run))
+    assert ("(since the line before)" in shown, f"(evaluation of step {STEPS_WRITTEN})" in shown) == (
+        is_taken,
+        not is_taken,
+    )
+
+
+def test_a_loopback_address_of_another_machine_is_not_asked(tmp_path: Path) -> None:
+    run = write_run_folder(tmp_path / "run")
+    with answering(ANSWERS["its own"][0]) as port:
+        announce(run, port, "elsewhere")
+        assert f"(evaluation of step {STEPS_WRITTEN})" in text_of(draw(run))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

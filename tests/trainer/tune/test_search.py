@@ -12,6 +12,7 @@ from configs.errors import UserError
 from configs.launch import LaunchConfig
 from configs.load import load_config
 from configs.schema import RunConfig
+from configs.watching import TrackersConfig
 from trainer.footprint.plan import GIB, RESERVED_GIB
 from trainer.run_files import read_config
 from trainer.tune.files import TRIALS_FILE, SearchRecord, TrialRecord
@@ -23,7 +24,11 @@ from trainer.tune.trial import TrialFigures, read_request
 
 STEPS, RANKS = 6, 2
 CONFIG = RunConfig.model_validate(
-    {"train": {"images_per_step": 8, "micro_batch": 2, "steps": 4}, "optim": {"warmup_steps": 2}}
+    {
+        "train": {"images_per_step": 8, "micro_batch": 2, "steps": 4},
+        "optim": {"warmup_steps": 2},
+        "trackers": {"tensorboard": True, "csv": True, "wandb_project": "squads", "wandb_team": "us"},
+    }
 )
 WANTED = {
     "train.micro_batch": [1, 2, 4],
@@ -61,6 +66,7 @@ class PretendedTrials:
             assert config.run_dir == str(trial.folder)
             assert config.train.images_per_step == CONFIG.train.images_per_step
             assert config.telemetry.port is None
+            assert config.trackers == TrackersConfig()
             assert config.train.steps >= STEPS
             request = read_request(trial.folder)
             assert (request.steps, request.warmup_steps) == (STEPS, 2)
