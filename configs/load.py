@@ -64,7 +64,8 @@ def load_config(
         except yaml.YAMLError:
             raise UserError(f"override '{override}': the value is not valid YAML") from None
         _assign(values, key, value)
-        origin[key] = f"override '{override}'"
+        origin = {given: text for given, text in origin.items() if not given.startswith(f"{key}.")}  # replaced
+        origin.update(dict.fromkeys(_flatten({key: value}), f"override '{override}'"))
     unread = "" if definitions_of_shards is None else _add_definitions(values, definitions_of_shards)
     try:
         return RunConfig.model_validate(values)
@@ -180,14 +181,19 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _explain(error: ValidationError, path: Path, origin: Mapping[str, str]) -> str:
     key, message = first_error(error)
-    where = next((text for given, text in origin.items() if _is_about(given, key, message)), str(path))
+    is_check = error.errors()[0]["type"] == "value_error"
+    where = next((text for given, text in origin.items() if _is_about(given, key, message, is_check)), str(path))
     return explain(error, RunConfig, where)
 
 
-def _is_about(override: str, key: str, message: str) -> bool:
-    """Whether an error at `key` (a section's own check may concern several of its keys) comes from an override."""
-    inside = not key or override.startswith(f"{key}.")
-    return override == key or (inside and override.rpartition(".")[2] in message)
+def _is_about(given: str, key: str, message: str, is_check: bool) -> bool:
+    """Whether an error at `key` comes from the key that was given; a section's own check names those it is about."""
+    if f"{key}.".startswith(f"{given}."):
+        return True
+    inside = not key or given.startswith(f"{key}.")
+    if not is_check:
+        return inside
+    return inside and given.removeprefix(f"{key}.") in {word.strip(":,;()'") for word in message.split()}
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -196,5 +202,5 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
+            flat[f"{prefix}{key}"] = value
     return flat

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from configs.augmentation import AugmentConfig
+from configs.errors import UserError
 from configs.section import NonNegative, Positive, Section
 from configs.task_definitions import Definitions, derive_tasks
 from configs.tasks import TaskSpec, TaskTable, resolve_tasks, unknown_task
@@ -321,7 +322,10 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         table = self.task_table
-        resolve_tasks(self.tasks, table)  # raises on an unknown name
+        try:
+            resolve_tasks(self.tasks, table)
+        except UserError as error:
+            raise ValueError(f"tasks: {error}") from None
         for field, given in (
             ("train.task_weights", self.train.task_weights),
             ("data.task_shares", self.data.task_shares),

@@ -100,6 +100,57 @@ def test_mistakes_get_one_line_that_says_where(tmp_path: Path, text: str, overri
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "culprit"),
+    [
+        (["data.train=rooms", "train.steps=2"], "override 'train.steps=2'"),
+        (["model.depth=4", "optim.warmup_steps=200"], "override 'optim.warmup_steps=200'"),
+        (["train={steps: 2}", "data.train=rooms"], "override 'train={steps: 2}'"),
+        (
+            ["train.steps=2", "train={log_every_steps: 1}", "optim.warmup_steps=101"],
+            "override 'optim.warmup_steps=101'",
+        ),
+        (["train.steps=50", "layer.yaml"], "layer.yaml"),
+        (["data.train=rooms", "tasks=[1]"], "override 'tasks=[1]'"),
+        (["tasks=[norml]", "data.task_shares.normal=1"], "override 'tasks=[norml]'"),
+        (["train.task_weights={norml: 2}"], "override 'train.task_weights={norml: 2}'"),
+        (["data.augment.zoom=[2, x]"], "override 'data.augment.zoom=[2, x]'"),
+        (["seed=1", "train={1: 2}"], "override 'train={1: 2}'"),
+        (["optim.lr.peak=1"], "override 'optim.lr.peak=1'"),
+    ],
+)
+def test_an_error_blames_the_override_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], culprit: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("layer.yaml").write_text("data: {val: rooms}\ntrain: {steps: 2}")
+    with pytest.raises(UserError) as error:
+        load_config(recipe(tmp_path, ""), overrides)
+    assert str(error.value).startswith(f"{culprit}: ")
+
+
+INNOCENT = (
+    "data.train=x",
+    "train.log_every_steps=1",
+    "optim.lr=0.1",
+    "model.depth=6",
+    "seed=1",
+    "matching={weight: 0}",
+)
+
+
+@given(overrides=st.permutations(INNOCENT), place=st.integers(0, len(INNOCENT)))
+def test_an_error_blames_no_override_of_other_keys(
+    tmp_path_factory: pytest.TempPathFactory, overrides: list[str], place: int
+) -> None:
+    path = recipe(tmp_path_factory.mktemp("config"), "train: {steps: 2}")
+    guilty = [*overrides[:place], "train.steps=3", *overrides[place:]]
+    for culprit, texts in ((str(path), overrides), ("override 'train.steps=3'", guilty)):
+        with pytest.raises(UserError) as error:
+            load_config(path, texts)
+        assert str(error.value).startswith(f"{culprit}: optim.warmup_steps 20 exceeds train.steps ")
+
+
 def test_a_missing_recipe_names_the_nearest_one() -> None:
     with pytest.raises(UserError, match="did you mean the recipe 'quickstart'"):
         load_config("quikstart")

@@ -242,7 +242,8 @@ def test_reports_costs_and_conflicts_know_them(road: Path, tmp_path: Path) -> No
 def test_a_task_that_neither_recipe_nor_shards_define_is_named(road: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"recipe\.yaml: unknown task 'wether': did you mean 'weather'\?.*, nor do the training shards define it",
+        match=r"override 'tasks=\[wether\]': tasks: unknown task 'wether': did you mean 'weather'\?.*, nor do the "
+        "training shards define it",
     ):
         load_recipe(road / "recipe.yaml", ["tasks=[wether]"])
     with pytest.raises(UserError, match=r"unknown task 'lanes'.*, nor do the training shards define it: .*/absent"):
