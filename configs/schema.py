@@ -300,7 +300,7 @@ class RunConfig(Section):
 
     run_dir: str = "runs/modsquad"
     """Folder of the run: config, metrics, checkpoints, evaluation, report."""
-    seed: NonNegative = 0
+    seed: int = Field(0, ge=0, lt=2**64)
     """Seed of initialisation, order, task assignment and augmentation."""
     define_tasks: Definitions = Field(default_factory=dict)
     """Tasks beside those of the table, each by how it differs from a row of it; those that the training shards define
