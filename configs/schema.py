@@ -184,8 +184,9 @@ class DataConfig(Section):
     """Relative number of pairs per task in a global batch, of the run or not; 1 where not given. Matters with
     tasks_per_image, and with balance: quota."""
     balance: Literal["once", "quota"] = "once"
-    """once: each sample once per epoch, tasks as even as its labels allow; quota: every task has its exact share of
-    every batch (one task per image) and walks its own passes over the samples that have its label."""
+    """once: each sample once per epoch, tasks as even as its labels allow; quota: every task has its share of every
+    batch (one task per image), to within one image if shares are equal and two if not, and walks its own passes over
+    the samples that have its label."""
     shuffle_window_shards: Positive = 8
     """Samples are shuffled within a sliding window of about this many shards; bounds the shards open at once."""
     workers: NonNegative = 1
