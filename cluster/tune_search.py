@@ -27,7 +27,7 @@ class Search:
 
         Args:
             space: what to search.
-            seed: of TPE.
+            seed: of TPE, any number of 0 or more.
             first: points to ask for before any other; those that are not in the space are left out.
 
         Raises:
@@ -43,7 +43,11 @@ class Search:
         self._ranges: dict[str, BaseDistribution] = {
             key: optuna.distributions.IntDistribution(0, len(values) - 1) for key, values in space.values.items()
         }
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM_TRIALS, multivariate=True)
+        sampler = optuna.samplers.TPESampler(
+            seed=seed % 2**32,  # optuna takes no larger one
+            n_startup_trials=_RANDOM_TRIALS,
+            multivariate=True,
+        )
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._left = dict.fromkeys(space.points)
         self._first = [point for point in dict.fromkeys(first) if point in self._left]

@@ -185,8 +185,9 @@ class DataConfig(Section):
     """Relative number of pairs per task in a global batch, of the run or not; 1 where not given. Matters with
     tasks_per_image, and with balance: quota."""
     balance: Literal["once", "quota"] = "once"
-    """once: each sample once per epoch, tasks as even as its labels allow; quota: every task has its exact share of
-    every batch (one task per image) and walks its own passes over the samples that have its label."""
+    """once: each sample once per epoch, tasks as even as its labels allow; quota: every task has its share of every
+    batch (one task per image), to within one image if shares are equal and two if not, and walks its own passes over
+    the samples that have its label."""
     shuffle_window_shards: Positive = 8
     """Samples are shuffled within a sliding window of about this many shards; bounds the shards open at once."""
     workers: NonNegative = 1
@@ -301,7 +302,7 @@ class RunConfig(Section):
 
     run_dir: str = "runs/modsquad"
     """Folder of the run: config, metrics, checkpoints, evaluation, report."""
-    seed: NonNegative = 0
+    seed: int = Field(0, ge=0, lt=2**64)
     """Seed of initialisation, order, task assignment and augmentation."""
     define_tasks: Definitions = Field(default_factory=dict)
     """Tasks beside those of the table, each by how it differs from a row of it; those that the training shards define

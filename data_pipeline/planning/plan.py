@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.errors import UserError
-from data_pipeline.planning.labels import LabelTable
+from data_pipeline.planning.labels import Codes, LabelTable
 
 Ints = NDArray[np.int64]
 
@@ -70,7 +70,7 @@ def samples_of(bounds: Ints, shards: Ints) -> Ints:
     return np.asarray(np.arange(int(sizes.sum())) + np.repeat(bounds[shards] - (ends - sizes), sizes))
 
 
-def count_labels(labels: LabelTable) -> tuple[Ints, Ints]:
+def count_labels(labels: LabelTable) -> tuple[Codes, Ints]:
     """Return the distinct label sets, ascending, and how many samples have each, looking at a few samples at a time."""
     counts: dict[int, int] = {}
     for first in range(0, len(labels), _ROWS):
@@ -78,7 +78,7 @@ def count_labels(labels: LabelTable) -> tuple[Ints, Ints]:
         for code, number in zip(sets.tolist(), count.tolist(), strict=True):
             counts[code] = counts.get(code, 0) + number
     found = sorted(counts)
-    return np.array(found, np.uint64).astype(np.int64), np.array([counts[code] for code in found])
+    return np.array(found, np.uint64), np.array([counts[code] for code in found])
 
 
 def no_labels(labels: LabelTable) -> UserError:

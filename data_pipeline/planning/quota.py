@@ -1,4 +1,4 @@
-"""The plan of `data.balance: quota`: exact shares of the tasks in every batch, whatever labels are missing.
+"""The plan of `data.balance: quota`: the tasks' shares in every batch, whatever labels are missing.
 
 Every task walks its own shuffled passes over the samples that have its label; rare tasks wrap more often. Nothing is
 laid out in advance: what comes at a position is computed from the position, the shards' label counts, and a few shards'

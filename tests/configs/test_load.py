@@ -91,6 +91,7 @@ def test_dump_and_load_give_an_equal_configuration(
         ("a: [", [], "recipe.yaml: not valid YAML at line 1"),
         ("- 1", [], "holds a list, expected keys and values"),
         ("train: {off: 3}", [], "recipe.yaml: key 'train.False' is not text"),
+        ("", [f"seed={2**64}"], f"override 'seed={2**64}': seed: Input should be less than {2**64}"),
     ],
 )
 def test_mistakes_get_one_line_that_says_where(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:

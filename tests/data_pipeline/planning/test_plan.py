@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from configs.errors import UserError
+from configs.task_definitions import MOST_TASKS
 from data_pipeline import node_files
 from data_pipeline.planning.labels import LabelTable
 from data_pipeline.planning.once import OncePlan
@@ -151,6 +152,24 @@ def test_few_shards_are_in_use_at_once() -> None:
     assert max(in_use) <= 6
     assert len(set(shards[:40].tolist())) > 1, "shards are mixed"
     assert list(dict.fromkeys(shards.tolist())) != sorted(set(shards.tolist())), "shards come in random order"
+
+
+@pytest.mark.parametrize("m", [None, 1, 2])
+@pytest.mark.parametrize("complete", [True, False])
+def test_as_many_tasks_as_there_may_be(m: int | None, complete: bool) -> None:
+    available = np.full((20, MOST_TASKS), complete)
+    available[:10, -1] = True  # the only label of these samples, if not all exist
+    available[10:15, 0] = True
+    plan = make_plan(available, m)
+    assert plan.samples_per_epoch == (20 if complete else 15)
+    slots = plan.slots(0, plan.samples_per_epoch)
+    assert sorted(slot.sample for slot in slots) == list(range(plan.samples_per_epoch))
+    assert all(available[slot.sample, list(slot.tasks)].all() for slot in slots)
+    served = count_pairs(slots, MOST_TASKS)
+    if m is None or not complete:
+        assert served[-1] == (20 if complete else 10)
+    else:
+        assert served.max() - served.min() <= 1
 
 
 def test_impossible_plans_say_why() -> None:
