@@ -10,8 +10,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# Two processes; see tests/conftest.py for who runs what.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+# Several processes (those of faults mostly wait); see tests/conftest.py for who runs what.
+PYTEST := $(BIN)/python -m pytest --no-loadscope-reorder
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
@@ -24,10 +24,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/modsquad quickstart
 
 test: $(VENV)/.installed-dev
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) --numprocesses 2 $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.installed-dev
-	$(PYTEST) -m faults $(PYTEST_ARGS)
+	$(PYTEST) --numprocesses 3 -m faults $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/modsquad bench $(BENCH_ARGS)
