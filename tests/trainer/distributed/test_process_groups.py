@@ -4,9 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch.distributed
 
 from cluster.env import RankEnv, free_port
+from cluster.places import Place
+from configs.errors import UserError
 from tests.fake_gpus import python_path_with_gpus
+from trainer.distributed.process_groups import join_world
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,11 +65,18 @@ def test_a_rank_that_sees_its_own_gpu_alone_keeps_it(tmp_path: Path) -> None:
     assert (status, printed) == (0, "0\n0\n")
 
 
-def test_two_ranks_on_one_gpu_end_with_one_line(tmp_path: Path) -> None:
-    ended = start([0, 1], 1, tmp_path)
-    assert [status for status, _, _ in ended] == [2, 2]
-    (line,) = [line for _, _, errors in ended for line in errors.splitlines() if line.startswith("error")]
-    assert "ranks 0 and 1 have the same GPU" in line
+def test_two_ranks_on_one_gpu_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "trainer.distributed.process_groups"
+    places = [Place("a", {0}, "GPU-1"), Place("a", {0}, "GPU-1")]
+    monkeypatch.setattr(f"{module}.Meeting", lambda *_: mock.Mock(store=torch.distributed.HashStore()))
+    monkeypatch.setattr(f"{module}._meeting", [])
+    monkeypatch.setattr(f"{module}.dist.init_process_group", mock.Mock())
+    monkeypatch.setattr(f"{module}.gather_places", lambda gpu: places)
+    with (
+        pytest.raises(UserError, match="ranks 0 and 1 have the same GPU of a: start one rank per GPU"),
+        mock.patch.dict(os.environ),
+    ):
+        join_world(RankEnv(rank=1, world=2, local_rank=1), 1.0)
 
 
 def test_each_rank_has_a_gpu_of_its_own(tmp_path: Path) -> None:
